@@ -1,0 +1,618 @@
+"""Parameter names → attention sites: which tensors belong together and what role each plays.
+
+A site needs its tensors to *pair up* (q_proj beside k_proj beside v_proj, whatever the spelling), so that a
+lone `query` or `key` is never taken for attention. Names that follow the pattern of swapping q → k → v
+need no entry here; only names that cannot be guessed from their shape do, and they are in the tables at the
+foot. This file must not know configs, head counts or families.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from attncli.records import Tensor
+
+# A role and the spelling it came in: "q_proj" → ("q", "{q}_proj"); only equal spellings pair up.
+Role = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The tensors of one attention layer by role; biases under `q_bias`, `qkv_bias` …
+
+    `container`: the module that holds the projections. `path`: the common prefix of projections and output.
+    `spelling`: how q is spelled there ("{q}_proj"), or the fused leaf ("c_attn").
+    `mechanism`: "softmax" | "linear-attention" | "ssm" | "deformable".
+    """
+
+    path: str
+    container: str
+    spelling: str
+    roles: Mapping[str, Tensor]
+    mechanism: str = "softmax"
+
+
+@dataclass(slots=True)
+class _Member:
+    role: str
+    spelling: str
+    leaf: str
+    param: str
+    tensor: Tensor
+
+
+def attention_sites(tensors: Iterable[Tensor]) -> list[Site]:
+    """Every attention site, in the order in which its first tensor appears."""
+    containers: dict[str, list[_Member]] = defaultdict(list)
+    for tensor in tensors:
+        for container, leaf, param, role in _places(tensor):
+            containers[container].append(_Member(role[0], role[1], leaf, param, tensor))
+    drafts: list[Site] = []
+    for container, members in containers.items():
+        drafts.extend(_sites_in(container, members, containers))
+    return _with_unique_paths(_drop_lone_queries(drafts))
+
+
+def template(path: str) -> str:
+    """`path` with its last number replaced by "#": layers of one stack share it."""
+    head, digits, tail = _last_number(path)
+    return f"{head}#{tail}" if digits else path
+
+
+def layer_index(path: str) -> int | None:
+    """The number of the layer in its stack: the last whole segment of `path` that is a number."""
+    digits = _last_number(path)[1]
+    return int(digits) if digits else None
+
+
+@lru_cache(maxsize=65536)
+def _last_number(path: str) -> tuple[str, str, str]:
+    matches = list(re.finditer(r"(?:(?<=^)|(?<=[._]))\d+(?=[._]|$)", path))
+    # "attention.0" inside a block is not the block's number when a block number stands before it.
+    if not matches:
+        return path, "", ""
+    chosen = matches[-1]
+    for match in matches:
+        if re.search(r"(^|\.)(layers?|h|blocks?|blk|resblocks|decoder_layers|encoder_layers)\.$", path[: match.start()]):
+            chosen = match if not re.search(r"(stages?|layers?)\.\d+\.(blocks?|layers?)\.$", path[: match.start()]) else match
+    return path[: chosen.start()], chosen.group(), path[chosen.end() :]
+
+
+# --- one name -----------------------------------------------------------------------------------------
+
+
+def _places(tensor: Tensor) -> list[tuple[str, str, str, Role]]:
+    """(container, leaf, parameter, role) for each way in which this tensor can belong to an attention module."""
+    segments = tensor.name.split(".")
+    param = segments.pop() if len(segments) > 1 and segments[-1] in _PARAMETERS else ""
+    if not segments:
+        return []
+    if len(segments) > 1 and segments[-1] in _WRAPPER_SUFFIXES:
+        inner = _role(segments[-2])
+        if inner is not None and inner[0] in _PROJECTIONS and segments[-2] not in _TWO_STEP_OUTPUT_HEADS:
+            segments.pop()
+    found = []
+    for steps in (1, 2, 3):
+        if len(segments) < steps:
+            break
+        leaf = ".".join(segments[-steps:])
+        role = _role(leaf)
+        if role is not None:
+            found.append((".".join(segments[:-steps]), leaf, param, role))
+    return found
+
+
+@lru_cache(maxsize=65536)
+def _role(leaf: str) -> Role | None:
+    if leaf in _EXACT:
+        return _EXACT[leaf], leaf
+    if "." in leaf:
+        return None
+    for pattern, role in _PATTERNS:
+        if pattern.fullmatch(leaf):
+            return role, leaf
+    for token, role in _FUSED_TOKENS:
+        if re.search(rf"(?:^|_|(?<=[a-z])(?=[A-Z])){token}(?=_|$)", leaf):
+            return role, leaf
+    matches = list(_QKV_TOKEN.finditer(leaf))
+    if len(matches) != 1:
+        return None
+    match = matches[0]
+    token = match.group("token")
+    for style in _STYLES:
+        if token in style:
+            role_name = "qkvo"[style.index(token)]
+            spelling = f"{leaf[: match.start('token')]}{{{style[0]}}}{leaf[match.end('token') :]}"
+            return role_name, spelling
+    return None
+
+
+# --- one module ---------------------------------------------------------------------------------------
+
+
+def _sites_in(container: str, members: Sequence[_Member], containers: Mapping[str, list[_Member]]) -> list[Site]:
+    if _NOT_ATTENTION.search(container):
+        return []
+    weights: dict[str, list[_Member]] = defaultdict(list)
+    for member in members:
+        if member.param != "bias":
+            weights[member.role].append(member)
+    mechanism = _mechanism(container, members, weights)
+    if mechanism is not None:
+        return [_other_mechanism(container, mechanism, members)]
+    irregular = _irregular(weights)
+    if irregular:
+        return [_build(container, irregular, members, containers)]
+    if _is_mla(weights):
+        chosen = {role: weights[role][0] for role in _MLA_ROLES if weights.get(role)}
+        if weights.get("q") and "q_b" not in chosen:
+            chosen["q"] = weights["q"][0]
+        return [_build(container, chosen, members, containers)]
+    sites = [_build(container, chosen, members, containers) for chosen in _groups(container, weights, members)]
+    return sites
+
+
+def _groups(
+    container: str, weights: Mapping[str, list[_Member]], members: Sequence[_Member]
+) -> list[dict[str, _Member]]:
+    """Sets of projections that pair up; additional ones of the same attention are added as extra roles."""
+    fused = [m for m in weights.get("qkv", ()) if _fused_is_plausible(container, m, members)]
+    by_spelling: dict[str, dict[str, _Member]] = defaultdict(dict)
+    for role in ("q", "k", "v"):
+        for member in weights.get(role, ()):
+            if len(member.tensor.shape) >= 2:
+                by_spelling[member.spelling].setdefault(role, member)
+    triples = [group for group in by_spelling.values() if set(group) == {"q", "k", "v"}]
+    if fused:
+        fused.sort(key=lambda m: (not m.leaf.startswith(("gqkv", "qkv", "in_proj", "to_qkv")), len(m.leaf)))
+        groups = [{"qkv": fused[0]}]
+        groups += [{"qkv": m} for m in fused[1:] if re.fullmatch(r"qkv_[a-z]", m.leaf)]
+        if not triples:
+            return groups
+        # A fused tensor beside a full triple (`multihead_attn` inside a cross-attention) is its own attention.
+        return groups + triples[:1]
+    if triples:
+        triples.sort(key=lambda group: len(group["q"].leaf))
+        own = [g for g in triples if not _EXTRA_SET.search(g["q"].leaf)] or triples[:1]
+        named = [g for g in own if _NAMES_AN_ATTENTION.search(g["q"].spelling)]
+        return [own[0], *[g for g in own[1:] if g in named]]
+    q, k, v, kv, qk = (list(weights.get(role, ())) for role in ("q", "k", "v", "kv", "qk"))
+    q = [m for m in q if len(m.tensor.shape) >= 2]
+    if q and k and v:
+        query = _primary(q)
+        key = next((m for m in k if m.spelling == query.spelling), k[0])
+        return [{"q": query, "k": key, "v": _primary(v)}]
+    if q and kv:
+        return [{"q": _primary(q), "kv": kv[0]}]
+    if qk and v:
+        return [{"qk": qk[0], "v": _primary(v)}]
+    if weights.get("q_b") and kv:
+        return [{"q_a": weights["q_a"][0], "q_b": weights["q_b"][0], "kv": kv[0]} if weights.get("q_a") else {"q": weights["q_b"][0], "kv": kv[0]}]
+    if kv and weights.get("q_experts"):
+        return [{"q": weights["q_experts"][0], "kv": kv[0]}]
+    learned = weights.get("learned_q")
+    if k and v and learned and not q and k[0].spelling == v[0].spelling:
+        return [{"q_learned": learned[0], "k": k[0], "v": v[0]}]
+    partial = {role: _primary(found) for role, found in (("q", q), ("k", k), ("v", v)) if found}
+    spellings = {m.spelling for m in partial.values()}
+    adapter = any(m.tensor.scheme == "lora" for m in partial.values())
+    if len(spellings) == 1 and partial and (adapter or (q and weights.get("o")) or (q and k) or (len(partial) == 2 and weights.get("o"))):
+        return [partial]
+    return []
+
+
+def _primary(members: Sequence[_Member]) -> _Member:
+    return min(members, key=lambda m: ("content" not in m.leaf and "_pos" in m.leaf, bool(_EXTRA_SET.search(m.leaf)), len(m.leaf)))
+
+
+def _fused_is_plausible(container: str, member: _Member, members: Sequence[_Member]) -> bool:
+    shape = member.tensor.shape
+    if len(shape) < 2:
+        return False
+    if member.leaf in ("in_proj", "linear1"):
+        leaves = {m.leaf for m in members}
+        if member.leaf == "linear1":
+            return "linear2" in leaves and bool(re.search(r"single_", container) or "norm.query_norm" in leaves)
+        if "attn_out_proj" in leaves:
+            return True
+        parent = container.lower()
+        if re.search(r"mamba|ssm|lstm|mixer", parent):
+            return False
+        return bool(re.search(r"attn|attention", parent)) and shape[0] == 3 * shape[1]
+    return True
+
+
+def _is_mla(weights: Mapping[str, list[_Member]]) -> bool:
+    return bool(
+        weights.get("kv_a") and (weights.get("kv_b") or weights.get("k_b")) and (weights.get("q") or weights.get("q_b"))
+    )
+
+
+def _irregular(weights: Mapping[str, list[_Member]]) -> dict[str, _Member] | None:
+    chosen = {role[len("bi_") :]: found[0] for role, found in weights.items() if role.startswith("bi_")}
+    return chosen if {"q", "k", "v"} <= set(chosen) else None
+
+
+def _mechanism(container: str, members: Sequence[_Member], weights: Mapping[str, list[_Member]]) -> str | None:
+    """What this module is when it is not softmax attention; None when it may be."""
+    roles = {m.role for m in members}
+    projections = any(weights.get(role) for role in ("q", "qkv", "kv", "q_b"))
+    if "sampling_offsets" in roles:
+        return "deformable"
+    if "gdn" in roles or ("time_decay" in roles) or "additive_weight" in roles:
+        return "linear-attention"
+    lowered = container.lower()
+    if projections and (
+        re.search(r"(^|[._])(linear_attn|mlstm|lightning|delta_?net|gated_delta|gla|mlstm_layer)", lowered)
+        or ("a_log" in roles)
+        or "lightning_gate" in roles
+    ):
+        return "linear-attention"
+    if projections and any(m.role == "qkv" and _is_one_plus_two(m.tensor.shape) for m in members):
+        return "linear-attention"
+    if "a_log" in roles and not projections and {"ssm_in", "ssm_dt", "ssm_x", "conv1d"} & roles:
+        return "ssm"
+    return None
+
+
+def _is_one_plus_two(shape: tuple[int, ...]) -> bool:
+    """MobileViTv2's separable attention: one context score, then keys and values of the full width."""
+    return len(shape) >= 2 and shape[0] == 2 * shape[1] + 1
+
+
+def _other_mechanism(container: str, mechanism: str, members: Sequence[_Member]) -> Site:
+    roles: dict[str, Tensor] = {}
+    for member in members:
+        role = member.role + ("_bias" if member.param == "bias" else "")
+        roles.setdefault(role, member.tensor)
+    path = container
+    # state-space parameters may sit one level down (forget_gate.A_log): the container already is the module
+    return Site(path=path, container=container, spelling="", roles=roles, mechanism=mechanism)
+
+
+def _build(
+    container: str,
+    chosen: Mapping[str, _Member],
+    members: Sequence[_Member],
+    containers: Mapping[str, list[_Member]],
+) -> Site:
+    lead = next(iter(chosen.values()))
+    prefix = _attention_prefix(lead)
+    roles: dict[str, Tensor] = {role: m.tensor for role, m in chosen.items()}
+    output, parents = _output(container, lead, prefix, members, containers)
+    if output is not None:
+        roles["o"] = output.tensor
+    named = {m.tensor.name for m in chosen.values()}
+    pool = [*members, *[m for parent in parents for m in containers.get(parent, ())]]
+    for member in pool:
+        belongs = _bias_role(member, chosen, output)
+        if belongs:
+            roles.setdefault(belongs, member.tensor)
+        elif member.tensor.name in named or member.role in _PROJECTIONS:
+            if member.role in ("q", "k", "v") and member.tensor.name not in named and member in members:
+                if not prefix or member.leaf.startswith(prefix) or not _NAMES_AN_ATTENTION.search(member.leaf):
+                    suffix = "_bias" if member.param == "bias" else ""
+                    key = f"added_{member.role}{suffix}"
+                    if key not in roles:
+                        roles[key] = member.tensor
+            elif member.role == "added_o" and member in members:
+                roles.setdefault("added_o", member.tensor)
+        elif not (prefix and member.leaf.startswith(_OTHER_PREFIXES) and not member.leaf.startswith(prefix)):
+            suffix = "_bias" if member.param == "bias" else ""
+            roles.setdefault(member.role + suffix, member.tensor)
+    keep = [m.tensor.name for m in chosen.values()] + ([output.tensor.name] if output else [])
+    path = _common_prefix(keep, container)
+    return Site(path=path, container=container, spelling=lead.spelling, roles=roles)
+
+
+def _attention_prefix(lead: _Member) -> str:
+    """What stands before q in a flat name: "cross_attn_" of GGUF's `cross_attn_q`; "" in "q_proj"."""
+    if lead.role not in ("q", "k", "v", "q_a") and not lead.leaf.endswith("attn_qkv"):
+        return ""
+    match = _NAMES_AN_ATTENTION.match(lead.leaf)
+    return match.group() if match else ""
+
+
+def _bias_role(member: _Member, chosen: Mapping[str, _Member], output: _Member | None) -> str | None:
+    bare = {"in_proj_bias": "in_proj_weight"}
+    for role, lead in chosen.items():
+        if member.param == "bias" and member.leaf == lead.leaf and member.spelling == lead.spelling:
+            return f"{role}_bias"
+        if bare.get(member.leaf) == lead.leaf:
+            return f"{role}_bias"
+    if member.leaf == "in_proj_bias" and "q" in chosen and chosen["q"].leaf == "q_proj_weight":
+        return "qkv_bias"
+    if output is not None and member.param == "bias" and member.leaf == output.leaf and member.role == output.role:
+        if member.tensor.name.rsplit(".", 1)[0] == output.tensor.name.rsplit(".", 1)[0]:
+            return "o_bias"
+    return None
+
+
+def _output(
+    container: str,
+    lead: _Member,
+    prefix: str,
+    members: Sequence[_Member],
+    containers: Mapping[str, list[_Member]],
+) -> tuple[_Member | None, list[str]]:
+    """The output projection, and the outer modules that belong to this attention (`attention` of `attention.self`)."""
+    own = [m for m in members if m.role == "o" and m.param != "bias" and len(m.tensor.shape) >= 2]
+    parents: list[str] = []
+    best = _best_output(own, lead, prefix)
+    if best is not None:
+        return best, parents
+    current = container
+    while "." in current and current.rsplit(".", 1)[1] in _INNER_MODULES:
+        current = current.rsplit(".", 1)[0]
+        parents.append(current)
+        outer = containers.get(current, ())
+        candidates = [m for m in outer if m.role == "o" and m.param != "bias" and m.leaf in _OUTER_OUTPUTS]
+        best = _best_output(candidates, lead, prefix)
+        if best is not None:
+            return best, parents
+        if any(m.role in ("q", "k", "v", "qkv") and m.param != "bias" for m in outer):
+            return None, parents[:-1]
+    return None, []
+
+
+def _best_output(candidates: Sequence[_Member], lead: _Member, prefix: str) -> _Member | None:
+    if not candidates:
+        return None
+    paired = [m for m in candidates if m.spelling == lead.spelling]
+    if paired:
+        return paired[0]
+    if prefix:
+        candidates = [m for m in candidates if m.leaf.startswith((prefix, prefix.rstrip("_") + "."))]
+    else:
+        candidates = [m for m in candidates if not m.leaf.startswith("cross_attn_")]
+    order = list(_EXACT)
+    return min(candidates, key=lambda m: order.index(m.leaf) if m.leaf in _EXACT else len(order), default=None)
+
+
+def _common_prefix(names: Sequence[str], container: str) -> str:
+    if len(names) == 1:
+        return container
+    split = [name.split(".")[:-1] for name in names]
+    common: list[str] = []
+    for segments in zip(*split, strict=False):
+        if len(set(segments)) != 1:
+            break
+        common.append(segments[0])
+    path = ".".join(common)
+    return path if len(path) < len(container) else container
+
+
+def _drop_lone_queries(sites: list[Site]) -> list[Site]:
+    """A site without keys stays only if its stack has complete siblings (shared keys, or a missing tensor)."""
+    complete = {
+        (template(site.path), site.spelling)
+        for site in sites
+        if {"q", "k", "v"} <= set(site.roles) or {"q", "k", "o"} <= set(site.roles)
+    }
+    kept = []
+    for site in sites:
+        partial = site.mechanism == "softmax" and bool({"q", "k", "v"} & set(site.roles))
+        whole = {"q", "k", "v"} <= set(site.roles) or bool({"qkv", "kv", "qk", "kv_a", "q_learned", "q_b"} & set(site.roles))
+        lora = any(tensor.scheme == "lora" for tensor in site.roles.values())
+        if whole or not partial or lora or (template(site.path), site.spelling) in complete:
+            kept.append(site)
+    return kept
+
+
+def _with_unique_paths(sites: list[Site]) -> list[Site]:
+    counts: dict[str, int] = defaultdict(int)
+    for site in sites:
+        counts[site.path] += 1
+    out = []
+    taken: set[str] = set()
+    for site in sites:
+        path = site.path
+        if counts[path] > 1:
+            stem = re.sub(r"[._]?\{.*", "", site.spelling) or site.spelling
+            path = f"{path}.{stem}" if path else stem
+        number = 2
+        unique = path
+        while unique in taken:
+            unique = f"{path}#{number}"
+            number += 1
+        taken.add(unique)
+        out.append(Site(unique, site.container, site.spelling, site.roles, site.mechanism))
+    return out
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_PARAMETERS = frozenset({"weight", "bias", "kernel", "scale", "gamma", "beta", "w", "b"})
+# Thin modules around one Linear; dropped only behind a projection's own name.
+_WRAPPER_SUFFIXES = frozenset({"linear", "conv", "convolution", "base_layer", "proj", "projection", "lin"})
+_TWO_STEP_OUTPUT_HEADS = frozenset({"multi_head_attention"})
+_PROJECTIONS = frozenset({"q", "k", "v", "o", "qkv", "kv", "qk"})
+_MLA_ROLES = ("q_a", "q_b", "kv_a", "kv_b", "k_b", "v_b")
+# Modules that hold only the projections while their parent holds the output projection.
+_INNER_MODULES = frozenset(
+    "self attention attn att self_attention self_attn longformer_self_attn inner_attn core_attention qkv_proj "
+    "attention_self SelfAttention".split()
+)
+_OUTER_OUTPUTS = frozenset(
+    "output.dense output o_proj out_proj dense proj post output_projection.o_proj self_output.dense".split()
+)
+_STYLES = (
+    ("q", "k", "v", "o"),
+    ("Q", "K", "V", "O"),
+    ("query", "key", "value", "output"),
+    ("queries", "keys", "values", "outputs"),
+    ("Query", "Key", "Value", "Output"),
+)
+_QKV_TOKEN = re.compile(
+    r"(?:(?:^|(?<=_))[wW]?|(?<=[a-z]))(?P<token>quer(?:y|ies)|keys?|values?|outputs?|Query|Key|Value|Output|(?<![A-Za-z])[qkvoQKVO]|(?<=^w)[qkvo]|(?<=_w)[qkvo]|(?<=^W)[qkvo])(?=_|$|\d*$)"
+)
+_FUSED_TOKENS = (
+    ("(?:g?qkv|QKV|query_key_value|queries_keys_values)", "qkv"),
+    ("(?:W?w?qkv)", "qkv"),
+    ("(?:w?W?kv|KV|key_value|keys_values)", "kv"),
+    ("(?:qk|QK|query_key|queries_keys)", "qk"),
+)
+# An additional set inside one attention: joint text stream, image prompt, global tokens, layout.
+_EXTRA_SET = re.compile(r"(^|_)(add|added|layout|global|ip|txt|pos)(_|$)")
+# Parts of an attention that choose or compress keys and weigh no values themselves.
+_NOT_ATTENTION = re.compile(r"(^|\.)(indexer|compressor)(\.|$)")
+# A flat name that itself names an attention: `cross_attn_q`, `attn_q`, `self_attn_query_content_proj`.
+_NAMES_AN_ATTENTION = re.compile(r"(?:[a-z]+_)*?(?:cross|self|enc|dec)?_?att(?:n|ention)?_(?=.)")
+_OTHER_PREFIXES = ("attn_", "cross_attn_", "self_attn_")
+_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), role)
+    for pattern, role in (
+        (r"(?:attn_)?(?:q|query)_(?:layer_?norm|norm|ln|l2_clip)|(?:norm|layer_norm|ln)_q|norm_query|query_norm|q_sub_norm", "q_norm"),
+        (r"(?:attn_)?(?:k|key)_(?:layer_?norm|norm|ln)|(?:norm|layer_norm|ln)_k|norm_key|key_norm|k_sub_norm|k_rope_only_layernorm", "k_norm"),
+        (r"(?:attn_)?(?:v|value)_(?:layer_?norm|norm|ln)|norm_v", "v_norm"),
+        (r"norm_added_q", "added_q_norm"),
+        (r"norm_added_k", "added_k_norm"),
+        (r"lambda_[qk]\d?|lambda_\w+", "lambda"),
+        (r"(?:attn_)?sinks?|attention_sink_bias|attn_sinks|sink_proj", "sinks"),
+        (r"logit_scale|per_dim_scale|temperature", "logit_scale"),
+        (r"pos_bias_[uv]|bias_[uv]|r_[wrs]_bias", "pos_bias"),
+        (r"rel_pos_[hw]", "rel_pos"),
+        (r"attention_biases", "attention_biases"),
+        (r"relative_attention_bias|relative_position_bias_table|rel_pos_emb|(?:attn|cross_attn)_rel_b|relative_position_bias", "relative_bias"),
+        (r".*(?:masked_bias|inv_freq|relative_position_index|relative_coords_table|rotary_emb)", "buffer"),
+        (r"sampling_offsets", "sampling_offsets"),
+        (r"in_proj_qkvz|in_proj_qkv|in_proj_ba", "gdn"),
+        (r"(?:o|out|output)_(?:layer_?)?norm", "o_norm"),
+        (r"emb_rel_[kv]", "relative_key"),
+        (r"time_decay|time_first|time_maa_.*|time_mix_.*", "time_decay"),
+        (r"A_log", "a_log"),
+        (r"x_proj", "ssm_x"),
+        (r"dt_proj|dt_bias|dt", "ssm_dt"),
+        (r"g_proj|gate_proj|attn_gate|gate|output_gate_proj", "gate"),
+        (r"output_gate", "lightning_gate"),
+        (r"w_g", "additive_weight"),
+        (r"cls_token|probe|latent|latents|pooling_attention_query|query_tokens", "learned_q"),
+        (r"bias_k", "bias_k"),
+        (r"bias_v", "bias_v"),
+    )
+)
+_EXACT: dict[str, str] = {
+    # output projections, the more specific first: the order is the preference
+    "o_proj": "o",
+    "out_proj": "o",
+    "output.dense": "o",
+    "to_out.0": "o",
+    "wo": "o",
+    "Wo": "o",
+    "out_lin": "o",
+    "linear_out": "o",
+    "linear_proj": "o",
+    "attn_output": "o",
+    "cross_attn_o": "o",
+    "attn_out_proj": "o",
+    "attn_out": "o",
+    "c_proj": "o",
+    "dense": "o",
+    "proj": "o",
+    "proj_out": "o",
+    "proj_attn": "o",
+    "projection": "o",
+    "projection_layer": "o",
+    "post_proj": "o",
+    "project_out": "o",
+    "attention_out": "o",
+    "output_proj": "o",
+    "output_linear": "o",
+    "self_attn.output_proj": "o",
+    "cross_attn.output_proj": "o",
+    "out": "o",
+    "o": "o",
+    "output": "o",
+    "to_out": "o",
+    "linear": "o",
+    "post": "o",
+    "final": "o",
+    "linear2": "o",
+    "W_O": "o",
+    "o_b_proj": "o",
+    "o_a_proj": "o_a",
+    "output_projection.o_proj": "o",
+    "output_projection.gate_proj": "gate",
+    "experts.output_linear": "o",
+    "experts.input_linear": "q_experts",
+    "to_add_out": "added_o",
+    # fused tensors whose name does not spell qkv
+    "in_proj_weight": "qkv",
+    "in_proj": "qkv",
+    "c_attn": "qkv",
+    "W_pack": "qkv",
+    "att_proj": "qkv",
+    "linear1": "qkv",
+    "qkv_linear": "qkv",
+    "in_proj_bias": "in_proj_bias",
+    # multi-head latent attention
+    "q_a_proj": "q_a",
+    "wq_a": "q_a",
+    "linear_q_down_proj": "q_a",
+    "attn_q_a": "q_a",
+    "q_b_proj": "q_b",
+    "wq_b": "q_b",
+    "linear_q_up_proj": "q_b",
+    "attn_q_b": "q_b",
+    "q_gate_proj": "q_b",
+    "kv_a_proj_with_mqa": "kv_a",
+    "kv_a_proj": "kv_a",
+    "wkv_a": "kv_a",
+    "wkv_a_with_mqa": "kv_a",
+    "linear_kv_down_proj": "kv_a",
+    "attn_kv_a_mqa": "kv_a",
+    "kv_b_proj": "kv_b",
+    "wkv_b": "kv_b",
+    "linear_kv_up_proj": "kv_b",
+    "attn_kv_b": "kv_b",
+    "attn_k_b": "k_b",
+    "attn_v_b": "v_b",
+    "q_a_layernorm": "q_a_norm",
+    "q_a_norm": "q_a_norm",
+    "attn_q_a_norm": "q_a_norm",
+    "linear_q_up_proj.layer_norm_weight": "q_a_norm",
+    "kv_a_layernorm": "kv_a_norm",
+    "kv_a_norm": "kv_a_norm",
+    "kv_norm": "kv_a_norm",
+    "attn_kv_a_norm": "kv_a_norm",
+    "linear_kv_up_proj.layer_norm_weight": "kv_a_norm",
+    # norms one level down
+    "norm.query_norm": "q_norm",
+    "norm.key_norm": "k_norm",
+    "relative_position_bias.relative_position_bias_table": "relative_bias",
+    "rel_pos.relative_position_bias_table": "relative_bias",
+    # biases that are parameters of their own
+    "q_bias": "q_bias",
+    "k_bias": "k_bias",
+    "v_bias": "v_bias",
+    # state-space modules
+    "conv1d": "conv1d",
+    "forget_gate.A_log": "a_log",
+    "A_log": "a_log",
+    "x_proj": "ssm_x",
+    "in_proj_ssm": "ssm_in",
+    "ssm_a": "a_log",
+    "ssm_in": "ssm_in",
+    "ssm_conv1d": "conv1d",
+    "ssm_dt": "ssm_dt",
+    "ssm_x": "ssm_x",
+    # bidirectional cross-attention between two streams
+    "vision_proj": "bi_q",
+    "text_proj": "bi_k",
+    "values_text_proj": "bi_v",
+    "out_vision_proj": "bi_o",
+    "values_vision_proj": "bi_added_v",
+    "out_text_proj": "bi_added_o",
+    # keys' own helpers that spell a role but are none
+    "k_sconv": "conv",
+    "v_sconv": "conv",
+    "rel_logits_proj": "relative_bias",
+    "relative_k_proj": "relative_key",
+    "pos_key_proj": "pos_key",
+    "pos_query_proj": "pos_query",
+    "r_kernel": "relative_key",
+}
