@@ -1,0 +1,285 @@
+"""Tensor names, shapes and configs → attention layers. Knows no file formats and reads no tensor data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attncli.layout import families
+from attncli.layout.geometry import Geometry, geometry
+from attncli.layout.heads import Heads, Options, resolve
+from attncli.layout.names import Site, attention_sites, layer_index
+from attncli.layout.scores import Surroundings, score_terms
+from attncli.layout.settings import Settings, SettingsReader
+from attncli.records import Anomaly, Config, Evidence, Layer, LayerTensor, Tensor
+
+__all__ = ["LAYOUTS", "Options", "attention_layers"]
+
+
+def attention_layers(
+    tensors: Sequence[Tensor], configs: Sequence[Config] = (), options: Options | None = None
+) -> tuple[Layer, ...]:
+    """Every attention layer of a checkpoint, in file order of its first tensor, by natural order of its path.
+
+    Facts come from configs, then shapes, then `options`; `Layer.evidence` says which. A layer that is no
+    softmax attention (linear attention, state space, deformable) is listed with `kind` None.
+    """
+    reader = SettingsReader(configs)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    is_gguf = any(config.source.startswith("GGUF") for config in configs)
+    sites = attention_sites(tensors)
+    paths = {site.path for site in sites}
+    layers = []
+    for site in sites:
+        layers.append(_layer(site, reader, by_name, is_gguf, paths, options or Options()))
+    return tuple(sorted(layers, key=lambda layer: _natural(layer.path)))
+
+
+def _layer(
+    site: Site,
+    reader: SettingsReader,
+    tensors: Mapping[str, Tensor],
+    is_gguf: bool,
+    paths: set[str],
+    options: Options,
+) -> Layer:
+    index = layer_index(site.path)
+    nodes = reader.for_layer(site.path, index)
+    shape = geometry(site)
+    if site.mechanism != "softmax":
+        return _bare(site)
+    heads = resolve(site, shape, nodes, options)
+    settings = heads.settings or (nodes[0] if nodes and nodes[0].affinity >= 0 else None)
+    model_type = settings.model_type if settings else reader.model_type
+    raw: Mapping[str, Any] = settings.raw if settings else next(iter(reader.nodes), {})
+    kind, kind_evidence = _kind(site, shape, paths)
+    evidence: dict[str, Evidence] = {**heads.evidence, "kind": kind_evidence}
+    scale, evidence["scale"] = _scale(site, model_type, raw, heads, index, is_gguf)
+    around = Surroundings(tensors, model_type, is_gguf)
+    anomalies = [*heads.anomalies, *_layout_anomalies(site, heads)]
+    return Layer(
+        id=site.path,
+        path=site.path,
+        kind=kind,
+        layout=heads.layout,
+        heads=heads.heads,
+        kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
+        scale=scale,
+        evidence=evidence,
+        tensors=_layer_tensors(site),
+        facts=_facts(site, shape, heads, raw, model_type, is_gguf, index),
+        score_terms=score_terms(site, shape, heads, around, kind),
+        anomalies=tuple(anomalies),
+    )
+
+
+def _bare(site: Site) -> Layer:
+    return Layer(
+        id=site.path,
+        path=site.path,
+        kind=None,
+        layout=site.mechanism,
+        heads=None,
+        kv_heads=None,
+        head_dim=None,
+        scale=None,
+        evidence={"layout": "name"},
+        tensors=_layer_tensors(site),
+    )
+
+
+def _layer_tensors(site: Site) -> tuple[LayerTensor, ...]:
+    order = {role: number for number, role in enumerate(_ROLE_ORDER)}
+    ranked = sorted(site.roles.items(), key=lambda item: order.get(item[0].removesuffix("_bias"), len(order)))
+    return tuple(
+        LayerTensor(role, t.name, t.shape, t.dtype, t.file) for role, t in ranked if role != "buffer"
+    )
+
+
+def _kind(site: Site, shape: Geometry, paths: set[str]) -> tuple[Any, Evidence]:
+    """Self or cross: what the name says, then what the widths of q's and k's inputs say."""
+    name = f"{site.path}.{site.spelling}" if site.spelling.startswith(("cross", "self", "enc")) else site.path
+    parent, _, last = site.path.rpartition(".")
+    if re.search(_CROSS, name):
+        return "cross", "name"
+    if last == "multihead_attn" and (f"{parent}.self_attn" if parent else "self_attn") in paths:
+        return "cross", "name"
+    if last == "attn2" and any(p.startswith(f"{parent}.attn1") for p in paths):
+        return "cross", "name"
+    if "q_learned" in site.roles or "learned_q" in site.roles or "bi" in site.roles:
+        return "cross", "name"
+    if site.roles.get("q") is not None and site.roles["q"].name.endswith("vision_proj.weight"):
+        return "cross", "name"
+    if shape.q_in and shape.k_in and shape.q_in != shape.k_in and not {"q_b", "kv_a"} & set(site.roles):
+        return "cross", "shape"
+    return "self", "name"
+
+
+def _scale(
+    site: Site, model_type: str, raw: Mapping[str, Any], heads: Heads, index: int | None, is_gguf: bool
+) -> tuple[float | None, Evidence]:
+    if not model_type:
+        named = families.query_scale_named(site.path)
+        if named is not None:
+            return named, "name"
+    if "logit_scale" in site.roles and len(site.roles["logit_scale"].shape) == 3:
+        return None, "name"
+    return families.scale(model_type, raw, heads.head_dim, index)
+
+
+def _facts(
+    site: Site,
+    shape: Geometry,
+    heads: Heads,
+    raw: Mapping[str, Any],
+    model_type: str,
+    is_gguf: bool,
+    index: int | None,
+) -> dict[str, Any]:
+    """What differs by design. Only what is there is named."""
+    roles = site.roles
+    facts: dict[str, Any] = {}
+    if heads.gate:
+        facts["gate"] = "per-head" if heads.layout in ("separate", "mla", "fused-group") else "block"
+    elif "gate" in roles:
+        facts["gate"] = "separate"
+    if heads.v_head_dim and heads.v_head_dim != heads.head_dim:
+        facts["v_head_dim"] = heads.v_head_dim
+    if shape.q_in:
+        facts["in_features"] = shape.q_in
+    if heads.heads is None and heads.q and heads.k and heads.q % heads.k == 0 and heads.q != heads.k:
+        facts["queries_per_kv_head"] = heads.q // heads.k
+    cap = raw.get("attn_logit_softcapping") or (30.0 if model_type == "grok-1" else None)
+    if isinstance(cap, (int, float)) and cap:
+        facts["soft_cap"] = float(cap)
+    if "sinks" in roles:
+        facts["sinks"] = True
+    for role, label in (
+        ("q_norm", "q norm"),
+        ("relative_bias", "relative bias"),
+        ("attention_biases", "relative bias"),
+        ("pos_bias", "relative position"),
+        ("lambda", "differential"),
+    ):
+        if role in roles:
+            facts[label.replace(" ", "_")] = True
+    if "logit_scale" in roles and len(roles["logit_scale"].shape) == 3:
+        facts["cosine"] = True
+    if any(role.endswith("_bias") and role[:-5] in ("q", "k", "v", "qkv", "kv", "qk") for role in roles):
+        facts["bias"] = True
+    if shape.out_axis == 1:
+        facts["orientation"] = "in, out"
+    if shape.stacked:
+        facts["stacked_layers"] = shape.stacked
+    window = _at(raw.get("sliding_window"), index)
+    types = raw.get("layer_types")
+    if isinstance(types, (list, tuple)) and index is not None and index < len(types):
+        facts["layer_type"] = str(types[index])
+        if "sliding" not in str(types[index]):
+            window = None
+    elif raw.get("use_sliding_window") is False:
+        window = None
+    if isinstance(window, int) and window > 0:
+        facts["window"] = window
+    if (
+        re.search(r"(^|\.)layers\.\d+\.attention$", site.path)
+        and "q" in roles
+        and roles["q"].name.endswith("wq.weight")
+    ):
+        facts["rope_order"] = "interleaved"
+    elif is_gguf and model_type in _INTERLEAVED_GGUF:
+        facts["rope_order"] = "interleaved"
+    if families.kv_head_is_modulo(model_type):
+        facts["kv_head_of_query_head"] = "h mod kv_heads"
+    schemes = sorted({tensor.scheme for tensor in roles.values() if tensor.scheme != "plain"})
+    if schemes:
+        facts["quantisation"] = ", ".join(schemes)
+    return facts
+
+
+def _at(value: Any, index: int | None) -> Any:
+    if isinstance(value, (list, tuple)):
+        return value[index] if index is not None and index < len(value) else None
+    return value
+
+
+def _layout_anomalies(site: Site, heads: Heads) -> list[Anomaly]:
+    found = []
+    if heads.layout == "incomplete":
+        missing = [role for role in ("q", "k", "v") if role not in site.roles]
+        found.append(Anomaly("missing-projection", site.path, {"missing": missing}))
+    if heads.heads and heads.kv_heads and heads.heads % heads.kv_heads:
+        found.append(
+            Anomaly("kv-not-dividing", site.path, {"heads": heads.heads, "kv_heads": heads.kv_heads})
+        )
+    return found
+
+
+def _natural(path: str) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path) if part]
+
+
+def describe(layout: str) -> str:
+    """One line a person can read: what lies where in the tensor."""
+    return LAYOUTS[layout]
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_CROSS = re.compile(
+    r"cross_?attn|cross_?attention|crossattention|encoder_attn|EncDecAttention|inter_attention|encoder_decoder_attention"
+    r"|src_attn|visual_attention|context_attn|cross_attn_image|encdec_attn|enc_dec_attn",
+)
+_INTERLEAVED_GGUF = frozenset(
+    {
+        "llama",
+        "llama4",
+        "deci",
+        "baichuan",
+        "starcoder",
+        "internlm2",
+        "minicpm",
+        "xverse",
+        "command-r",
+        "cohere2",
+        "olmo",
+        "arctic",
+        "deepseek",
+        "deepseek2",
+        "chatglm",
+        "granite",
+        "granitemoe",
+        "mistral3",
+        "smollm3",
+        "arcee",
+        "bailingmoe",
+    }
+)
+_ROLE_ORDER = (
+    "qkv gate q_a q_a_norm q q_b q_norm qk kv_a kv_a_norm k k_norm kv_b kv k_b v v_b q_learned o_a o added_q added_k added_v added_o "
+    "sinks relative_bias attention_biases pos_bias logit_scale lambda"
+).split()
+# What each layout means, in rows of the output axis: H heads, K KV heads, d head size, r = H/K.
+LAYOUTS: dict[str, str] = {
+    "separate": "one tensor each for q, k and v",
+    "fused-block": "[Q | K | V] blocks: H·d, K·d, K·d rows",
+    "fused-head": "[H, 3, d]: q, k, v of head 0, then of head 1, …",
+    "fused-group": "[K, r + 2, d]: per KV head its r query heads, its key, its value",
+    "fused-qvk": "4 model-parallel blocks of [Q | V | K]",
+    "fused-rank": "[Q | K | V] per tensor-parallel rank",
+    "fused-unequal": "per head (d, d, d_v): value heads have a size of their own",
+    "fused-mlp": "q, k, v and the MLP's input in one tensor",
+    "fused-unknown": "one tensor for q, k and v; neither name nor config settles the order",
+    "q+kv": "q, and one tensor [K | V]",
+    "qk+v": "one tensor [Q | K], and v",
+    "shared-qk": "one tensor serves as q and k",
+    "mla": "multi-head latent attention: low-rank kv, rotary part apart",
+    "k-eq-v": "no v: the keys are the values",
+    "kv-shared": "q and o only: keys and values come from another layer",
+    "linear-attention": "linear attention: no softmax, so no entropy",
+    "ssm": "state-space layer: no attention",
+    "deformable": "deformable attention: sampled offsets, no q·k",
+    "incomplete": "a projection is missing",
+}

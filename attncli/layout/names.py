@@ -77,8 +77,14 @@ def _last_number(path: str) -> tuple[str, str, str]:
         return path, "", ""
     chosen = matches[-1]
     for match in matches:
-        if re.search(r"(^|\.)(layers?|h|blocks?|blk|resblocks|decoder_layers|encoder_layers)\.$", path[: match.start()]):
-            chosen = match if not re.search(r"(stages?|layers?)\.\d+\.(blocks?|layers?)\.$", path[: match.start()]) else match
+        if re.search(
+            r"(^|\.)(layers?|h|blocks?|blk|resblocks|decoder_layers|encoder_layers)\.$", path[: match.start()]
+        ):
+            chosen = (
+                match
+                if not re.search(r"(stages?|layers?)\.\d+\.(blocks?|layers?)\.$", path[: match.start()])
+                else match
+            )
     return path[: chosen.start()], chosen.group(), path[chosen.end() :]
 
 
@@ -134,7 +140,9 @@ def _role(leaf: str) -> Role | None:
 # --- one module ---------------------------------------------------------------------------------------
 
 
-def _sites_in(container: str, members: Sequence[_Member], containers: Mapping[str, list[_Member]]) -> list[Site]:
+def _sites_in(
+    container: str, members: Sequence[_Member], containers: Mapping[str, list[_Member]]
+) -> list[Site]:
     if _NOT_ATTENTION.search(container):
         return []
     weights: dict[str, list[_Member]] = defaultdict(list)
@@ -152,7 +160,9 @@ def _sites_in(container: str, members: Sequence[_Member], containers: Mapping[st
         if weights.get("q") and "q_b" not in chosen:
             chosen["q"] = weights["q"][0]
         return [_build(container, chosen, members, containers)]
-    sites = [_build(container, chosen, members, containers) for chosen in _groups(container, weights, members)]
+    sites = [
+        _build(container, chosen, members, containers) for chosen in _groups(container, weights, members)
+    ]
     return sites
 
 
@@ -191,7 +201,11 @@ def _groups(
     if qk and v:
         return [{"qk": qk[0], "v": _primary(v)}]
     if weights.get("q_b") and kv:
-        return [{"q_a": weights["q_a"][0], "q_b": weights["q_b"][0], "kv": kv[0]} if weights.get("q_a") else {"q": weights["q_b"][0], "kv": kv[0]}]
+        return [
+            {"q_a": weights["q_a"][0], "q_b": weights["q_b"][0], "kv": kv[0]}
+            if weights.get("q_a")
+            else {"q": weights["q_b"][0], "kv": kv[0]}
+        ]
     if kv and weights.get("q_experts"):
         return [{"q": weights["q_experts"][0], "kv": kv[0]}]
     learned = weights.get("learned_q")
@@ -200,13 +214,24 @@ def _groups(
     partial = {role: _primary(found) for role, found in (("q", q), ("k", k), ("v", v)) if found}
     spellings = {m.spelling for m in partial.values()}
     adapter = any(m.tensor.scheme == "lora" for m in partial.values())
-    if len(spellings) == 1 and partial and (adapter or (q and weights.get("o")) or (q and k) or (len(partial) == 2 and weights.get("o"))):
+    if (
+        len(spellings) == 1
+        and partial
+        and (adapter or (q and weights.get("o")) or (q and k) or (len(partial) == 2 and weights.get("o")))
+    ):
         return [partial]
     return []
 
 
 def _primary(members: Sequence[_Member]) -> _Member:
-    return min(members, key=lambda m: ("content" not in m.leaf and "_pos" in m.leaf, bool(_EXTRA_SET.search(m.leaf)), len(m.leaf)))
+    return min(
+        members,
+        key=lambda m: (
+            "content" not in m.leaf and "_pos" in m.leaf,
+            bool(_EXTRA_SET.search(m.leaf)),
+            len(m.leaf),
+        ),
+    )
 
 
 def _fused_is_plausible(container: str, member: _Member, members: Sequence[_Member]) -> bool:
@@ -216,7 +241,9 @@ def _fused_is_plausible(container: str, member: _Member, members: Sequence[_Memb
     if member.leaf in ("in_proj", "linear1"):
         leaves = {m.leaf for m in members}
         if member.leaf == "linear1":
-            return "linear2" in leaves and bool(re.search(r"single_", container) or "norm.query_norm" in leaves)
+            return "linear2" in leaves and bool(
+                re.search(r"single_", container) or "norm.query_norm" in leaves
+            )
         if "attn_out_proj" in leaves:
             return True
         parent = container.lower()
@@ -228,7 +255,9 @@ def _fused_is_plausible(container: str, member: _Member, members: Sequence[_Memb
 
 def _is_mla(weights: Mapping[str, list[_Member]]) -> bool:
     return bool(
-        weights.get("kv_a") and (weights.get("kv_b") or weights.get("k_b")) and (weights.get("q") or weights.get("q_b"))
+        weights.get("kv_a")
+        and (weights.get("kv_b") or weights.get("k_b"))
+        and (weights.get("q") or weights.get("q_b"))
     )
 
 
@@ -237,7 +266,9 @@ def _irregular(weights: Mapping[str, list[_Member]]) -> dict[str, _Member] | Non
     return chosen if {"q", "k", "v"} <= set(chosen) else None
 
 
-def _mechanism(container: str, members: Sequence[_Member], weights: Mapping[str, list[_Member]]) -> str | None:
+def _mechanism(
+    container: str, members: Sequence[_Member], weights: Mapping[str, list[_Member]]
+) -> str | None:
     """What this module is when it is not softmax attention; None when it may be."""
     roles = {m.role for m in members}
     projections = any(weights.get(role) for role in ("q", "qkv", "kv", "q_b"))
@@ -294,7 +325,11 @@ def _build(
             roles.setdefault(belongs, member.tensor)
         elif member.tensor.name in named or member.role in _PROJECTIONS:
             if member.role in ("q", "k", "v") and member.tensor.name not in named and member in members:
-                if not prefix or member.leaf.startswith(prefix) or not _NAMES_AN_ATTENTION.search(member.leaf):
+                if (
+                    not prefix
+                    or member.leaf.startswith(prefix)
+                    or not _NAMES_AN_ATTENTION.search(member.leaf)
+                ):
                     suffix = "_bias" if member.param == "bias" else ""
                     key = f"added_{member.role}{suffix}"
                     if key not in roles:
@@ -326,7 +361,12 @@ def _bias_role(member: _Member, chosen: Mapping[str, _Member], output: _Member |
             return f"{role}_bias"
     if member.leaf == "in_proj_bias" and "q" in chosen and chosen["q"].leaf == "q_proj_weight":
         return "qkv_bias"
-    if output is not None and member.param == "bias" and member.leaf == output.leaf and member.role == output.role:
+    if (
+        output is not None
+        and member.param == "bias"
+        and member.leaf == output.leaf
+        and member.role == output.role
+    ):
         if member.tensor.name.rsplit(".", 1)[0] == output.tensor.name.rsplit(".", 1)[0]:
             return "o_bias"
     return None
@@ -370,7 +410,9 @@ def _best_output(candidates: Sequence[_Member], lead: _Member, prefix: str) -> _
     else:
         candidates = [m for m in candidates if not m.leaf.startswith("cross_attn_")]
     order = list(_EXACT)
-    return min(candidates, key=lambda m: order.index(m.leaf) if m.leaf in _EXACT else len(order), default=None)
+    return min(
+        candidates, key=lambda m: order.index(m.leaf) if m.leaf in _EXACT else len(order), default=None
+    )
 
 
 def _common_prefix(names: Sequence[str], container: str) -> str:
@@ -396,7 +438,9 @@ def _drop_lone_queries(sites: list[Site]) -> list[Site]:
     kept = []
     for site in sites:
         partial = site.mechanism == "softmax" and bool({"q", "k", "v"} & set(site.roles))
-        whole = {"q", "k", "v"} <= set(site.roles) or bool({"qkv", "kv", "qk", "kv_a", "q_learned", "q_b"} & set(site.roles))
+        whole = {"q", "k", "v"} <= set(site.roles) or bool(
+            {"qkv", "kv", "qk", "kv_a", "q_learned", "q_b"} & set(site.roles)
+        )
         lora = any(tensor.scheme == "lora" for tensor in site.roles.values())
         if whole or not partial or lora or (template(site.path), site.spelling) in complete:
             kept.append(site)
@@ -466,8 +510,14 @@ _OTHER_PREFIXES = ("attn_", "cross_attn_", "self_attn_")
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
-        (r"(?:attn_)?(?:q|query)_(?:layer_?norm|norm|ln|l2_clip)|(?:norm|layer_norm|ln)_q|norm_query|query_norm|q_sub_norm", "q_norm"),
-        (r"(?:attn_)?(?:k|key)_(?:layer_?norm|norm|ln)|(?:norm|layer_norm|ln)_k|norm_key|key_norm|k_sub_norm|k_rope_only_layernorm", "k_norm"),
+        (
+            r"(?:attn_)?(?:q|query)_(?:layer_?norm|norm|ln|l2_clip)|(?:norm|layer_norm|ln)_q|norm_query|query_norm|q_sub_norm",
+            "q_norm",
+        ),
+        (
+            r"(?:attn_)?(?:k|key)_(?:layer_?norm|norm|ln)|(?:norm|layer_norm|ln)_k|norm_key|key_norm|k_sub_norm|k_rope_only_layernorm",
+            "k_norm",
+        ),
         (r"(?:attn_)?(?:v|value)_(?:layer_?norm|norm|ln)|norm_v", "v_norm"),
         (r"norm_added_q", "added_q_norm"),
         (r"norm_added_k", "added_k_norm"),
@@ -477,7 +527,10 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"pos_bias_[uv]|bias_[uv]|r_[wrs]_bias", "pos_bias"),
         (r"rel_pos_[hw]", "rel_pos"),
         (r"attention_biases", "attention_biases"),
-        (r"relative_attention_bias|relative_position_bias_table|rel_pos_emb|(?:attn|cross_attn)_rel_b|relative_position_bias", "relative_bias"),
+        (
+            r"relative_attention_bias|relative_position_bias_table|rel_pos_emb|(?:attn|cross_attn)_rel_b|relative_position_bias",
+            "relative_bias",
+        ),
         (r".*(?:masked_bias|inv_freq|relative_position_index|relative_coords_table|rotary_emb)", "buffer"),
         (r"sampling_offsets", "sampling_offsets"),
         (r"in_proj_qkvz|in_proj_qkv|in_proj_ba", "gdn"),

@@ -1,0 +1,564 @@
+"""Heads, KV heads and head size of one site, each with where it is known from, and the order of a fused tensor.
+
+Trust goes config → shapes → options. A config that the shapes refute is not used for the layer: it becomes
+an anomaly that names both numbers. Nothing is filled in by habit: no "probably 64".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from attncli.layout import families
+from attncli.layout.geometry import Geometry
+from attncli.layout.names import Site
+from attncli.layout.settings import Settings
+from attncli.records import Anomaly, Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user says of the model; used where neither config nor shapes say it."""
+
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+
+
+@dataclass(slots=True)
+class Heads:
+    """The resolved facts of one layer. Widths in rows; `gate`: q carries an output gate of its own size."""
+
+    layout: str
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    v_head_dim: int | None = None
+    q: int | None = None
+    k: int | None = None
+    v: int | None = None
+    gate: bool = False
+    settings: Settings | None = None
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    anomalies: list[Anomaly] = field(default_factory=list)
+
+
+def resolve(site: Site, shape: Geometry, nodes: Sequence[Settings], options: Options) -> Heads:
+    """Everything about heads that can be known of `site`."""
+    layout, order_evidence = _layout(site, shape, nodes)
+    found = Heads(layout=layout)
+    found.evidence["layout"] = order_evidence
+    if layout == "mla":
+        _resolve_mla(site, found, nodes, options)
+        return found
+    if "qkv" in site.roles:
+        _split_fused(site, shape, found, nodes, options)
+    elif layout in ("q+kv", "k-eq-v") and "kv" in site.roles:
+        found.q = shape.q if shape.q is not None else shape.o_in
+        rows = shape.fused
+        found.k = rows if layout == "k-eq-v" else (rows // 2 if rows is not None else None)
+        found.v = found.k
+        _split_unequal_kv(shape, found)
+    elif layout == "qk+v":
+        found.q = found.k = shape.fused // 2 if shape.fused is not None else None
+        found.v = shape.v
+    elif layout == "shared-qk":
+        found.q = found.k = shape.fused
+        found.v = shape.v
+    else:
+        found.q, found.k, found.v = shape.q, shape.k, shape.v
+        if layout == "k-eq-v":
+            found.v = found.k
+    _resolve_plain(site, shape, found, nodes, options)
+    return found
+
+
+# --- which layout -------------------------------------------------------------------------------------
+
+
+def _layout(site: Site, shape: Geometry, nodes: Sequence[Settings]) -> tuple[str, Evidence]:
+    roles = set(site.roles)
+    if site.mechanism != "softmax":
+        return site.mechanism, "name"
+    if "kv_a" in roles:
+        return "mla", "name"
+    if "qkv" in roles:
+        return _fused_layout(site, shape, nodes)
+    if "kv" in roles:
+        return ("k-eq-v" if "q_b" in roles else "q+kv"), "name"
+    if "qk" in roles:
+        leaf = site.roles["qk"].name
+        if re.search(r"query_key(\.|$)", leaf) and shape.fused is not None and shape.fused == shape.v:
+            return "shared-qk", "shape"
+        return "qk+v", "name"
+    if {"q", "k", "v"} <= roles or ({"q_learned", "k", "v"} <= roles):
+        return "separate", "name"
+    if any(tensor.scheme == "lora" for tensor in site.roles.values()):
+        return "separate", "name"
+    if {"q", "k"} <= roles:
+        return "k-eq-v", "name"
+    if "q" in roles and not {"k", "v"} & roles:
+        return "kv-shared", "name"
+    return "incomplete", "name"
+
+
+def _fused_layout(site: Site, shape: Geometry, nodes: Sequence[Settings]) -> tuple[str, Evidence]:
+    name = site.roles["qkv"].name
+    if "attn_qkv" in name.split("."):
+        # llama.cpp's converter writes [Q|K|V] whatever the source order was.
+        return "fused-block", "name"
+    leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    if leaf in ("linear1", "to_qkv_mlp_proj") or "attn_out_proj" in (
+        site.roles["o"].name.split(".") if "o" in site.roles else ()
+    ):
+        return "fused-mlp", "name"
+    if (
+        "attention_biases" in site.roles
+        and shape.o_in is not None
+        and shape.fused is not None
+        and shape.fused != 3 * shape.o_in
+    ):
+        return "fused-unequal", "shape"
+    for settings in nodes:
+        order = families.fused_order(settings.model_type, settings.raw)
+        if order is not None and leaf not in ("in_proj_weight",):
+            if (
+                leaf == "qkv"
+                and order in ("fused-block", "fused-group", "fused-qvk")
+                and settings.affinity < 0
+            ):
+                continue
+            return order, "config"
+    for pattern, order in _ORDER_BY_NAME:
+        if re.search(pattern, name):
+            return order, "name"
+    return "fused-unknown", "name"
+
+
+# --- widths of fused tensors --------------------------------------------------------------------------
+
+
+def _split_fused(
+    site: Site, shape: Geometry, found: Heads, nodes: Sequence[Settings], options: Options
+) -> None:
+    total, out = shape.fused, shape.o_in
+    if total is None:
+        return
+    name = site.roles["qkv"].name
+    if found.layout == "fused-mlp":
+        width = _mlp_width(site, shape)
+        found.q = found.k = found.v = width
+        return
+    if re.search(r"gqkv", name):
+        found.gate = True
+        found.q = found.k = found.v = total // 4 if total % 4 == 0 else None
+        return
+    if found.layout == "fused-unequal":
+        heads = shape.heads_hint
+        if heads and out and (total - out) % 2 == 0:
+            found.q = found.k = (total - out) // 2
+            found.v = out
+        return
+    candidates = [shape.o_in, shape.q_in]
+    for settings in nodes:
+        if any(families.gated_query(settings.model_type, settings.raw) for _ in (0,)):
+            dim = _first(settings.head_dims) or (
+                settings.hidden // settings.heads[0] if settings.hidden else None
+            )
+            if dim:
+                found.gate = True
+                found.q = 2 * settings.heads[0] * dim
+                found.k = found.v = (total - found.q) // 2
+                return
+    for settings in nodes:
+        for heads in settings.heads:
+            for dim in (*settings.head_dims, *((settings.hidden // heads,) if settings.hidden else ())):
+                candidates.insert(0, heads * dim)
+    for width in candidates:
+        if (
+            width
+            and total > width
+            and (total - width) % 2 == 0
+            and (total - width) // 2 <= width
+            and width % ((total - width) // 2) == 0
+        ):
+            found.q = width
+            found.k = found.v = (total - width) // 2
+            return
+    if total % 3 == 0 and out is None:
+        found.q = found.k = found.v = total // 3
+
+
+def _mlp_width(site: Site, shape: Geometry) -> int | None:
+    """Width of q in a tensor that also holds the MLP: attention works at the model's own width there."""
+    if shape.q_in and shape.fused and shape.fused > 3 * shape.q_in:
+        return shape.q_in
+    return None
+
+
+def _split_unequal_kv(shape: Geometry, found: Heads) -> None:
+    """LeViT's [K|V] per head with d_v ≠ d: the output projection gives V's width."""
+    rows, out, queries = shape.fused, shape.o_in, found.q
+    if rows is None or out is None or queries is None or found.layout != "q+kv":
+        return
+    if rows == queries + out and out != queries:
+        found.k, found.v = queries, out
+
+
+# --- plain and grouped heads --------------------------------------------------------------------------
+
+
+def _resolve_plain(
+    site: Site, shape: Geometry, found: Heads, nodes: Sequence[Settings], options: Options
+) -> None:
+    width = found.q if found.q is not None else (found.k if "q_learned" in site.roles else None)
+    if width is None:
+        width = shape.o_in if found.k is None and found.v is None else (found.q or found.k or found.v)
+    if width is None or width <= 0:
+        _from_options_only(found, options)
+        return
+    match = _config_match(width, shape, found, nodes)
+    if match is not None:
+        found.settings, found.heads, dim, from_config = match
+        found.evidence["heads"] = "config"
+        found.head_dim = dim
+        found.evidence["head_dim"] = "config" if from_config else "shape"
+        if found.q is not None and "qkv" not in site.roles and width == 2 * found.heads * dim:
+            found.gate = True
+    else:
+        found.settings = _describing(nodes, shape, width)
+        _from_shapes(width, shape, found)
+        _from_options(width, found, options)
+    _check_hints(site, shape, found)
+    if (
+        found.head_dim
+        and found.heads
+        and not found.gate
+        and shape.o_in
+        and found.q == 2 * shape.o_in
+        and found.heads * found.head_dim * 2 == found.q
+    ):
+        found.gate = True
+    _resolve_kv(found, options)
+    if found.v and found.kv_heads and found.layout != "k-eq-v":
+        found.v_head_dim = found.v // found.kv_heads
+
+
+def _config_match(
+    width: int, shape: Geometry, found: Heads, nodes: Sequence[Settings]
+) -> tuple[Settings, int, int, bool] | None:
+    """The node, heads, head size and whether the config itself names that size; None where no node fits."""
+    for settings in nodes:
+        if settings.affinity < 0 and shape.q_in is not None and settings.hidden != shape.q_in:
+            continue
+        for heads in settings.heads:
+            for dim in settings.head_dims:
+                if heads * dim == width or (2 * heads * dim == width and _may_gate(settings, shape, width)):
+                    return settings, heads, dim, True
+    for settings in nodes:
+        fits = (
+            settings.hidden is None
+            or shape.q_in is None
+            or settings.hidden == shape.q_in
+            or settings.hidden == width
+        )
+        if not fits or settings.affinity < 0 and settings.hidden != shape.q_in:
+            continue
+        heads = settings.heads[0]
+        if width % heads == 0:
+            dim = width // heads
+            if settings.head_dims and dim not in settings.head_dims:
+                if shape.head_dim_hint and dim != shape.head_dim_hint:
+                    continue
+                _refute(
+                    found, settings, heads, width, shape, f"{heads} heads × head size {settings.head_dims[0]}"
+                )
+                return None
+            if families.gated_query(settings.model_type, settings.raw) and dim % 2 == 0:
+                return settings, heads, dim // 2, False
+            return settings, heads, dim, False
+        if settings.affinity >= 0:
+            _refute(found, settings, heads, width, shape, f"{heads} heads")
+            return None
+    return None
+
+
+def _may_gate(settings: Settings, shape: Geometry, width: int) -> bool:
+    return families.gated_query(settings.model_type, settings.raw) or (
+        shape.o_in is not None and 2 * shape.o_in == width
+    )
+
+
+def _describing(nodes: Sequence[Settings], shape: Geometry, width: int) -> Settings | None:
+    """The node that speaks of this tower although its head count did not fit."""
+    for settings in nodes:
+        if settings.affinity >= 0 and (settings.hidden is None or settings.hidden in (shape.q_in, width)):
+            return settings
+    return nodes[0] if len(nodes) == 1 else None
+
+
+def _refute(found: Heads, settings: Settings, heads: int, width: int, shape: Geometry, claim: str) -> None:
+    found.anomalies.append(
+        Anomaly(
+            "heads-mismatch",
+            settings.where,
+            {
+                "key": settings.keys.get("heads", "heads"),
+                "claim": claim,
+                "heads": heads,
+                "rows": width,
+                **({"head_dim": settings.head_dims[0]} if settings.head_dims else {}),
+            },
+        )
+    )
+
+
+def _from_shapes(width: int, shape: Geometry, found: Heads) -> None:
+    heads, dim = shape.heads_hint, shape.head_dim_hint
+    if heads is None and dim and width % dim == 0:
+        heads = width // dim
+    if heads and width % heads == 0:
+        found.heads = heads
+        found.evidence["heads"] = "shape"
+        per_head = width // heads
+        if dim and per_head == 2 * dim and shape.o_in and 2 * shape.o_in == width:
+            per_head, found.gate = dim, True
+        found.head_dim = per_head
+        found.evidence["head_dim"] = "shape"
+        if dim and dim != per_head:
+            # Two hints that contradict each other prove neither.
+            found.heads = found.head_dim = None
+            found.evidence.pop("heads")
+            found.evidence.pop("head_dim")
+    elif found.k and width % found.k == 0 and found.k < width and dim is None:
+        return
+
+
+def _from_options(width: int, found: Heads, options: Options) -> None:
+    if found.heads is not None:
+        return
+    heads, dim = options.heads, options.head_dim
+    if heads is None and dim and width % dim == 0:
+        heads = width // dim
+    if not heads:
+        return
+    if width % heads or (dim and heads * dim not in (width, width // 2)):
+        claim = f"{heads} heads" + (f" × head size {dim}" if dim else "")
+        found.anomalies.append(
+            Anomaly("option-mismatch", "--heads", {"claim": claim, "heads": heads, "rows": width})
+        )
+        return
+    found.heads = heads
+    found.head_dim = dim or width // heads
+    found.evidence["heads"] = "option" if options.heads else "shape"
+    found.evidence["head_dim"] = "option" if options.head_dim else "shape"
+
+
+def _from_options_only(found: Heads, options: Options) -> None:
+    if options.heads:
+        found.heads, found.evidence["heads"] = options.heads, "option"
+    if options.head_dim:
+        found.head_dim, found.evidence["head_dim"] = options.head_dim, "option"
+    if options.kv_heads:
+        found.kv_heads, found.evidence["kv_heads"] = options.kv_heads, "option"
+
+
+def _check_hints(site: Site, shape: Geometry, found: Heads) -> None:
+    """A count that a config gives must not contradict tensors that can mean nothing else."""
+    if found.evidence.get("heads") != "config" or found.heads is None:
+        return
+    if shape.heads_hint and shape.heads_hint != found.heads and found.layout != "fused-unequal":
+        contradiction = {"hint": "heads", "value": shape.heads_hint}
+    elif (
+        shape.head_dim_hint
+        and found.head_dim
+        and shape.head_dim_hint not in (found.head_dim, 2 * found.head_dim, found.head_dim // 2)
+    ):
+        contradiction = {"hint": "head size", "value": shape.head_dim_hint}
+    else:
+        return
+    source = found.settings.where if found.settings else "config"
+    found.anomalies.append(
+        Anomaly(
+            "heads-mismatch",
+            source,
+            {
+                "key": found.settings.keys.get("heads", "heads") if found.settings else "heads",
+                "claim": f"{found.heads} heads of size {found.head_dim}",
+                "heads": found.heads,
+                "rows": found.q or 0,
+                "tensor": shape.hint_source,
+                **contradiction,
+            },
+        )
+    )
+    found.heads = shape.heads_hint or (
+        found.q // shape.head_dim_hint if found.q and shape.head_dim_hint else None
+    )
+    found.head_dim = shape.head_dim_hint or (found.q // found.heads if found.q and found.heads else None)
+    found.evidence["heads"] = found.evidence["head_dim"] = "shape"
+
+
+def _resolve_kv(found: Heads, options: Options) -> None:
+    if found.layout == "kv-shared" or (found.k is None and found.v is None):
+        claimed = _first(found.settings.kv_heads) if found.settings else None
+        if claimed:
+            found.kv_heads, found.evidence["kv_heads"] = claimed, "config"
+        elif (
+            found.settings and found.evidence.get("heads") == "config" and found.layout not in ("kv-shared",)
+        ):
+            found.kv_heads = None
+        return
+    rows = found.k if found.k is not None else found.v
+    assert rows is not None
+    if found.head_dim is None:
+        return
+    if rows % found.head_dim:
+        claimed = _first(found.settings.kv_heads) if found.settings else None
+        # Keys and values may have another head size than queries only with as many heads.
+        if found.heads and rows % found.heads == 0 and found.layout in ("fused-unequal", "q+kv"):
+            found.kv_heads, found.evidence["kv_heads"] = found.heads, "shape"
+            return
+        found.anomalies.append(
+            Anomaly("kv-mismatch", "k", {"rows": rows, "head_dim": found.head_dim, "kv_heads": claimed})
+        )
+        return
+    count = rows // found.head_dim
+    claims = found.settings.kv_heads if found.settings else ()
+    found.kv_heads = count
+    found.evidence["kv_heads"] = "config" if count in claims else "shape"
+    if claims and count not in claims and found.heads != count:
+        found.anomalies.append(
+            Anomaly(
+                "kv-mismatch",
+                found.settings.where if found.settings else "config",
+                {
+                    "key": found.settings.keys.get("kv_heads", "kv_heads") if found.settings else "kv_heads",
+                    "kv_heads": claims[0],
+                    "found": count,
+                    "rows": rows,
+                    "head_dim": found.head_dim,
+                },
+            )
+        )
+    elif claims and count not in claims and found.heads == count:
+        found.anomalies.append(
+            Anomaly(
+                "kv-mismatch",
+                found.settings.where if found.settings else "config",
+                {
+                    "key": found.settings.keys.get("kv_heads", "kv_heads") if found.settings else "kv_heads",
+                    "kv_heads": claims[0],
+                    "found": count,
+                    "rows": rows,
+                    "head_dim": found.head_dim,
+                },
+            )
+        )
+    if not claims and found.evidence.get("heads") == "option" and options.kv_heads == count:
+        found.evidence["kv_heads"] = "option"
+    if options.kv_heads and options.kv_heads != count:
+        found.anomalies.append(
+            Anomaly(
+                "option-mismatch",
+                "--kv-heads",
+                {"claim": f"{options.kv_heads} KV heads", "heads": options.kv_heads, "rows": rows},
+            )
+        )
+
+
+# --- multi-head latent attention ----------------------------------------------------------------------
+
+
+def _resolve_mla(site: Site, found: Heads, nodes: Sequence[Settings], options: Options) -> None:
+    from attncli.layout.geometry import matrix
+
+    roles = site.roles
+    rows = {
+        role: matrix(role, roles[role], roles).rows for role in ("q", "q_b", "kv_a", "kv_b") if role in roles
+    }
+    per_head = {role: roles[role].shape for role in ("k_b", "v_b") if role in roles}
+    width = rows.get("q_b", rows.get("q"))
+    norm = roles.get("kv_a_norm")
+    rank = norm.shape[0] if norm is not None and len(norm.shape) == 1 else None
+    found.q = width
+    found.k = found.v = rows.get("kv_b")
+    settings = next((node for node in nodes if node.affinity >= 0), None)
+    found.settings = settings
+    heads = settings.heads[0] if settings else None
+    evidence: Evidence = "config"
+    if "k_b" in per_head and len(per_head["k_b"]) == 3:
+        heads, evidence = per_head["k_b"][0], "shape"
+    if heads is None and options.heads:
+        heads, evidence = options.heads, "option"
+    if heads is None or width is None:
+        return
+    gated = "q_gate_proj" in roles["q_b"].name if "q_b" in roles else False
+    if width % heads:
+        found.anomalies.append(
+            Anomaly(
+                "heads-mismatch",
+                settings.where if settings and evidence == "config" else "--heads",
+                {
+                    "key": settings.keys.get("heads", "heads") if settings else "heads",
+                    "claim": f"{heads} heads",
+                    "heads": heads,
+                    "rows": width,
+                },
+            )
+        )
+        return
+    found.heads = found.kv_heads = heads
+    found.evidence.update(heads=evidence, kv_heads="shape", head_dim="shape")
+    found.head_dim = width // heads
+    if settings:
+        nope, rope = (settings.raw.get(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim"))
+        if isinstance(nope, int) and isinstance(rope, int) and (nope + rope) * heads <= width:
+            found.gate = gated or (nope + rope) * heads != width
+            found.head_dim = nope + rope
+            found.evidence["head_dim"] = "config"
+    rope_dim = rows["kv_a"] - rank if rank is not None and rows["kv_a"] > rank else None
+    if found.k and rope_dim is not None and found.k % heads == 0:
+        found.v_head_dim = found.k // heads - (found.head_dim - rope_dim)
+    elif "v_b" in per_head and len(per_head["v_b"]) == 3:
+        found.v_head_dim = per_head["v_b"][1]
+
+
+def _first(values: Sequence[int]) -> int | None:
+    return values[0] if values else None
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+# Names that settle the order of a fused tensor by themselves. The first match wins; no match: unknown.
+_ORDER_BY_NAME: tuple[tuple[str, str], ...] = (
+    (r"(^|\.)in_proj_weight$", "fused-block"),
+    (r"(^|\.)c_attn\.", "fused-block"),
+    (r"(^|\.)W_pack\.", "fused-block"),
+    (r"(^|\.)att_proj\.", "fused-block"),
+    (r"(^|\.)Wqkv\.", "fused-block"),
+    (r"(^|\.)wqkv\.", "fused-group"),
+    (r"(^|\.)linear_qkv\.", "fused-group"),
+    (r"(^|\.)qkv_linear\.", "fused-block"),
+    (r"(^|\.)gqkv_proj\.", "fused-block"),
+    (
+        r"(^|\.)(attn_block|attn_grid)\.attn\.qkv\.",
+        "fused-unknown",
+    ),  # MaxViT: either order, by a flag no file holds
+    (r"(^|\.)self\.in_proj\.", "fused-head"),  # DeBERTa v1
+    (r"(^|\.)attn\.attn\.", "fused-group"),  # litgpt before it stored [Q|K|V]
+    (
+        r"(^|\.)(gpt_neox\.layers|transformer\.h|h)\.\d+\.(attention|self_attention|attn)\.query_key_value\.",
+        "fused-group",
+    ),
+    (r"(^|\.)layers\.\d+\.self_attn\.query_key_value\.", "fused-head"),  # Persimmon
+    (
+        r"(^|\.)language_model\.(encoder|transformer)\.layers\.\d+\.(self_)?attention\.query_key_value\.",
+        "fused-group",
+    ),
+    (r"(^|\.)qkv_proj\.", "fused-block"),
+    (r"(^|\.)to_qkv\.", "fused-block"),
+    (r"(^|\.)(qkv|qkv_[a-z]|w_qkv|attn_qkv)(\.|$)", "fused-block"),
+    (r"(^|\.)queries_keys_values\.", "fused-unequal"),
+)

@@ -1,0 +1,403 @@
+"""How q·k of each head comes out of the weights: rows per head, the norm in front, the norm behind.
+
+Feeds the weight bounds and nothing else. A term is given only where every factor of q·k is accounted for;
+a positional term inside the product, a convolution or an unknown norm gain leaves the layer without terms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from attncli.layout import families
+from attncli.layout.geometry import Geometry
+from attncli.layout.heads import Heads
+from attncli.layout.names import Site, layer_index
+from attncli.records import HeadRows, Norm, ScoreSide, ScoreTerm, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the rest of the checkpoint says that a site alone does not: every tensor by name, and the family.
+
+    `gain_known`: whether a norm's weight is known to be its gain (GGUF stores gains; the family says).
+    """
+
+    tensors: Mapping[str, Tensor]
+    model_type: str
+    is_gguf: bool
+
+    @property
+    def plus_one(self) -> bool:
+        return not self.is_gguf and families.gain_is_one_plus_weight(self.model_type) is True
+
+    @property
+    def gain_known(self) -> bool:
+        return self.is_gguf or families.gain_is_one_plus_weight(self.model_type) is not None
+
+
+def score_terms(
+    site: Site, shape: Geometry, heads: Heads, around: Surroundings, kind: str | None
+) -> tuple[ScoreTerm, ...]:
+    """The terms whose sum is q·k, or () where the weights do not determine its size."""
+    if site.mechanism != "softmax" or not shape.sliceable or around.model_type in _SCALED_BEHIND_THE_NORM:
+        return ()
+    if {"pos_bias", "pos_query", "pos_key", "q_learned", "relative_key"} & set(
+        site.roles
+    ) or "added_q" in site.roles:
+        return ()
+    if not heads.heads or not heads.head_dim or not heads.kv_heads:
+        return ()
+    before = _input_norm(site, around)
+    if heads.layout == "mla":
+        return _mla_terms(site, heads, around, before)
+    key_before = _memory_norm(site, around) if kind == "cross" else before
+    rows = _ROWS.get(heads.layout)
+    if rows is None:
+        return ()
+    query, key = rows(site, shape, heads, around.model_type)
+    if query is None or key is None:
+        return ()
+    after_q, starts_q, sure_q = _after(site, "q_norm", heads, query, around)
+    after_k, starts_k, sure_k = _after(site, "k_norm", heads, key, around)
+    if not (sure_q and sure_k):
+        return ()
+    return (
+        ScoreTerm(ScoreSide(query, before, after_q, starts_q), ScoreSide(key, key_before, after_k, starts_k)),
+    )
+
+
+# --- rows per head ------------------------------------------------------------------------------------
+
+_Pair = tuple[HeadRows | None, HeadRows | None]
+
+
+def _kv_of(heads: Heads, model_type: str) -> list[int]:
+    assert heads.heads and heads.kv_heads
+    if families.kv_head_is_modulo(model_type):
+        return [h % heads.kv_heads for h in range(heads.heads)]
+    ratio = heads.heads // heads.kv_heads
+    return [h // ratio for h in range(heads.heads)]
+
+
+def _rows(
+    site: Site,
+    role: str,
+    starts: list[int],
+    heads: Heads,
+    axis: int,
+    bias_role: str | None = None,
+    bias_starts: list[int] | None = None,
+) -> HeadRows:
+    assert heads.head_dim
+    bias = site.roles.get(bias_role or f"{role}_bias")
+    return HeadRows(
+        tensor=site.roles[role].name,
+        starts=tuple(starts),
+        width=heads.head_dim,
+        out_axis=1 if axis else 0,
+        bias=bias.name if bias is not None else None,
+        bias_starts=tuple(bias_starts if bias_starts is not None else starts) if bias is not None else (),
+    )
+
+
+def _separate(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
+    if "q" not in site.roles or "k" not in site.roles:
+        return None, None
+    assert heads.heads and heads.head_dim
+    d = heads.head_dim
+    step = 2 * d if heads.gate and "gate" not in site.roles else d
+    q = [h * step for h in range(heads.heads)]
+    k = [g * d for g in _kv_of(heads, model_type)]
+    if "qkv_bias" in site.roles:  # nn.MultiheadAttention with kdim ≠ embed_dim: one bias for all three
+        width = heads.q or 0
+        return (
+            _rows(site, "q", q, heads, shape.out_axis, "qkv_bias"),
+            _rows(site, "k", k, heads, shape.out_axis, "qkv_bias", [width + start for start in k]),
+        )
+    return _rows(site, "q", q, heads, shape.out_axis), _rows(site, "k", k, heads, shape.out_axis)
+
+
+def _fused(
+    starts: Callable[[Heads, list[int]], tuple[list[int], list[int]]],
+) -> Callable[[Site, Geometry, Heads, str], _Pair]:
+    def rows(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
+        if not heads.q or not heads.k:
+            return None, None
+        q, k = starts(heads, _kv_of(heads, model_type))
+        if (
+            "qkv_bias" not in site.roles and "q_bias" in site.roles
+        ):  # BEiT, DeBERTa v1, LayoutLMv2: split biases
+            d = heads.head_dim or 0
+            own = [h * d for h in range(heads.heads or 0)]
+            key_bias = "k_bias" if "k_bias" in site.roles else "no_bias"
+            return (
+                _rows(site, "qkv", q, heads, shape.out_axis, "q_bias", own),
+                _rows(site, "qkv", k, heads, shape.out_axis, key_bias, own),
+            )
+        return _rows(site, "qkv", q, heads, shape.out_axis), _rows(site, "qkv", k, heads, shape.out_axis)
+
+    return rows
+
+
+def _block_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
+    d, q = heads.head_dim or 0, heads.q or 0
+    lead = q if heads.gate else 0  # hrm_text: [gate | q | k | v]
+    return [lead + h * d for h in range(heads.heads or 0)], [lead + q + g * d for g in kv_of]
+
+
+def _head_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
+    d = heads.head_dim or 0
+    return [h * 3 * d for h in range(heads.heads or 0)], [h * 3 * d + d for h in range(heads.heads or 0)]
+
+
+def _group_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
+    d, count, groups = heads.head_dim or 0, heads.heads or 0, heads.kv_heads or 1
+    r = count // groups
+    span = (2 * r + 2) * d if heads.gate else (r + 2) * d
+    lead = 2 * r * d if heads.gate else r * d
+    return [(h // r) * span + (h % r) * d for h in range(count)], [
+        (h // r) * span + lead for h in range(count)
+    ]
+
+
+def _qvk_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
+    """CodeGen: four model-parallel blocks, each [Q | V | K] of its quarter of the heads."""
+    d, count = heads.head_dim or 0, heads.heads or 0
+    local = count // 4
+    q = [(h // local) * 3 * local * d + (h % local) * d for h in range(count)]
+    return q, [start + 2 * local * d for start in q]
+
+
+def _unequal_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
+    d = heads.head_dim or 0
+    span = 2 * d + (heads.v_head_dim or 0)
+    return [h * span for h in range(heads.heads or 0)], [h * span + d for h in range(heads.heads or 0)]
+
+
+def _mlp(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
+    if not heads.q or not shape.fused:
+        return None, None
+    d, count, width = heads.head_dim or 0, heads.heads or 0, heads.q
+    # ViT-22B style blocks store [mlp | q | k | v]; Flux single blocks [q | k | v | mlp].
+    lead = shape.fused - 3 * width if "in_proj" in site.roles["qkv"].name else 0
+    q = [lead + h * d for h in range(count)]
+    return _rows(site, "qkv", q, heads, 0), _rows(site, "qkv", [s + width for s in q], heads, 0)
+
+
+def _query_and_kv(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
+    if "q" not in site.roles or "kv" not in site.roles or heads.v_head_dim != heads.head_dim:
+        return None, None
+    d = heads.head_dim or 0
+    q = [h * d for h in range(heads.heads or 0)]
+    k = [g * d for g in _kv_of(heads, model_type)]
+    return _rows(site, "q", q, heads, shape.out_axis), _rows(site, "kv", k, heads, shape.out_axis)
+
+
+def _qk(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
+    d, width = heads.head_dim or 0, heads.q or 0
+    q = [h * d for h in range(heads.heads or 0)]
+    k = q if heads.layout == "shared-qk" else [width + start for start in q]
+    return _rows(site, "qk", q, heads, shape.out_axis), _rows(site, "qk", k, heads, shape.out_axis)
+
+
+def _mla_terms(site: Site, heads: Heads, around: Surroundings, before: Norm | None) -> tuple[ScoreTerm, ...]:
+    """Content part over the two latents, rotary part over the query latent and the input."""
+    roles = site.roles
+    if "kv_b" not in roles or "kv_a" not in roles or heads.gate or not heads.heads or not heads.head_dim:
+        return ()
+    count, d = heads.heads, heads.head_dim
+    kv_norm = _norm(around, roles["kv_a_norm"].name) if "kv_a_norm" in roles else None
+    q_role = "q_b" if "q_b" in roles else "q"
+    q_norm = (
+        (_norm(around, roles["q_a_norm"].name) if "q_a_norm" in roles else None)
+        if q_role == "q_b"
+        else before
+    )
+    rank = kv_norm.size if kv_norm else 0
+    rope = roles["kv_a"].shape[0] - rank
+    nope = d - rope
+    if rank <= 0 or rope < 0 or nope <= 0 or heads.v_head_dim is None:
+        return ()
+    per_head = nope + heads.v_head_dim
+    q_name, kv_name = roles[q_role].name, roles["kv_b"].name
+    content = ScoreTerm(
+        ScoreSide(HeadRows(q_name, tuple(h * d for h in range(count)), nope), q_norm),
+        ScoreSide(HeadRows(kv_name, tuple(h * per_head for h in range(count)), nope), kv_norm),
+    )
+    if rope == 0:
+        return (content,)
+    rotary = ScoreTerm(
+        ScoreSide(HeadRows(q_name, tuple(h * d + nope for h in range(count)), rope), q_norm),
+        ScoreSide(HeadRows(roles["kv_a"].name, (rank,) * count, rope), before),
+    )
+    return content, rotary
+
+
+# --- norms --------------------------------------------------------------------------------------------
+
+
+def _norm(around: Surroundings, weight: str) -> Norm | None:
+    """The norm with that weight; None where its gain cannot be told from its weight."""
+    tensor = around.tensors.get(weight)
+    if tensor is None or len(tensor.shape) != 1:
+        return None
+    bias = re.sub(
+        r"weight$|scale$|gamma$",
+        lambda m: {"weight": "bias", "scale": "bias", "gamma": "beta"}[m.group()],
+        weight,
+    )
+    has_bias = bias != weight and bias in around.tensors
+    if not has_bias and not around.gain_known:
+        return None
+    return Norm(
+        "layer" if has_bias else "rms", weight, bias if has_bias else None, around.plus_one, tensor.shape[0]
+    )
+
+
+def _after(
+    site: Site, role: str, heads: Heads, rows: HeadRows, around: Surroundings
+) -> tuple[Norm | None, tuple[int, ...], bool]:
+    """The norm on q or k after its projection, where each head's gain starts, and whether that is certain."""
+    count, d = heads.heads or 0, heads.head_dim or 0
+    if "logit_scale" in site.roles and len(site.roles["logit_scale"].shape) == 3:
+        return Norm("l2", None, size=d), (0,) * count, True  # cosine attention
+    tensor = site.roles.get(role)
+    if tensor is None:
+        return None, (), True
+    norm = _norm(around, tensor.name) if len(tensor.shape) == 1 else None
+    if len(tensor.shape) == 2 and tensor.shape[1] == d and around.gain_known:
+        norm = Norm("rms", tensor.name, None, around.plus_one, d)
+        first = [start // heads.head_dim * d if heads.head_dim else 0 for start in rows.starts]
+        return norm, tuple(min(start, (tensor.shape[0] - 1) * d) for start in first), True
+    if norm is None:
+        return None, (), False
+    if norm.size == d:
+        return norm, (0,) * count, True
+    full = heads.q if role == "q_norm" else heads.k
+    if norm.size == full and heads.layout == "separate" and not heads.gate:
+        return norm, rows.starts, True
+    return None, (), False
+
+
+def _input_norm(site: Site, around: Surroundings) -> Norm | None:
+    """The norm whose output the query projection reads, where names and structure leave no doubt."""
+    tensors = around.tensors
+    fused_norm = site.roles.get("qkv")
+    if fused_norm is not None:
+        inside = fused_norm.name.removesuffix("weight") + "layer_norm_weight"
+        if inside in tensors:  # Megatron-Core keeps the norm inside the projection
+            return _norm(around, inside)
+    block = _block(site.path)
+    tail = site.path[len(block) :].lstrip(".")
+    dot = f"{block}." if block else ""
+    for leaf, fits, needs_final in _PRE_NORMS:
+        for param in ("weight", "scale", "gamma"):
+            name = f"{dot}{leaf}.{param}"
+            if (
+                name in tensors
+                and re.search(fits, tail)
+                and (not needs_final or _has_final_norm(block, tensors))
+            ):
+                return _norm(around, name)
+    return _previous_block_norm(site, block, around)
+
+
+def _previous_block_norm(site: Site, block: str, around: Surroundings) -> Norm | None:
+    """Post-norm stacks: the attention reads the norm that closes the block before it, or the embedding's."""
+    index = layer_index(site.path)
+    if index is None or not re.search(r"\.\d+$", block):
+        return None
+    stack = block[: block.rindex(".")]
+    for closing, embedding in _POST_NORMS:
+        if f"{block}.{closing}.weight" not in around.tensors:
+            continue
+        if index > 0:
+            return _norm(around, f"{stack}.{index - 1}.{closing}.weight")
+        root = re.sub(r"(^|\.)(encoder\.layer|transformer\.layer|encoder\.layers|layers)$", "", stack)
+        return _norm(around, f"{root}.{embedding}.weight" if root else f"{embedding}.weight")
+    return None
+
+
+def _memory_norm(site: Site, around: Surroundings) -> Norm | None:
+    """The encoder's final norm, which cross-attention keys read."""
+    found = re.match(r"(.*?)decoder\.", site.path)
+    if found is None:
+        return None
+    for leaf in ("encoder.layer_norm", "encoder.final_layer_norm", "encoder.norm", "encoder.ln_post"):
+        name = f"{found.group(1)}{leaf}.weight"
+        if name in around.tensors:
+            return _norm(around, name)
+    return None
+
+
+def _block(path: str) -> str:
+    """The block that holds the attention: up to the last number of `path`, or its parent."""
+    match = re.match(r"(.*[._]\d+|\d+)(?:\.|$)(?!.*[._]\d+(?:\.|$))", path)
+    if match:
+        return match.group(1)
+    return path.rpartition(".")[0]
+
+
+def _has_final_norm(block: str, tensors: Mapping[str, Tensor]) -> bool:
+    """A norm after the whole stack: only pre-norm models have one."""
+    stack = re.sub(r"\.\d+$", "", block)
+    parents = {stack.rpartition(".")[0], stack, stack.rpartition(".")[0].rpartition(".")[0]}
+    return any(
+        f"{parent}.{leaf}.weight" in tensors if parent else f"{leaf}.weight" in tensors
+        for parent in parents
+        for leaf in (
+            "layer_norm",
+            "ln_f",
+            "ln_final",
+            "ln_post",
+            "final_layer_norm",
+            "norm_f",
+            "final_layernorm",
+            "post_layernorm",
+        )
+    )
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_ROWS: dict[str, Callable[[Site, Geometry, Heads, str], _Pair]] = {
+    "separate": _separate,
+    "k-eq-v": _separate,
+    "fused-block": _fused(_block_starts),
+    "fused-head": _fused(_head_starts),
+    "fused-group": _fused(_group_starts),
+    "fused-qvk": _fused(_qvk_starts),
+    "fused-unequal": _fused(_unequal_starts),
+    "fused-mlp": _mlp,
+    "q+kv": _query_and_kv,
+    "qk+v": _qk,
+}
+# Families that multiply q or k again between norm and product, or that normalise without a weight to see.
+_SCALED_BEHIND_THE_NORM = frozenset(
+    {"falcon_h1", "muse", "llama4", "llama4_text", "reformer", "longcat_flash", "timesfm", "timesfm2_5"}
+)
+# (norm beside the attention, where the attention must lie in the block, whether a final norm must prove pre-norm)
+_PRE_NORMS: tuple[tuple[str, str, bool], ...] = (
+    ("input_layernorm", r"^(self_attn|self_attention|attention|attn|mixer)", False),
+    ("attention_norm", r"^attention", False),
+    ("attn_norm", r"^(attn|attention|self_attn|)$", False),
+    ("ln_attn", r"self_attention", False),
+    ("operator_norm", r"self_attn", False),
+    ("ln_1", r"^(attn|self_attention)", True),
+    ("norm_1", r"^attn", False),
+    ("layer_norm1", r"^self_attn", False),
+    ("layernorm_before", r"^attention", False),
+    ("attn_ln", r"^attn$", False),
+    ("cross_attn_ln", r"^cross_attn$", False),
+    ("layer_norm", r"^(SelfAttention|EncDecAttention|LocalSelfAttention)$", False),
+    ("self_attn_layer_norm", r"^self_attn", True),
+    ("encoder_attn_layer_norm", r"^encoder_attn", True),
+    ("attention_layernorm", r"^attention", False),
+)
+# (norm that closes a block, norm of the embeddings) of post-norm encoders
+_POST_NORMS: tuple[tuple[str, str], ...] = (
+    ("output.LayerNorm", "embeddings.LayerNorm"),
+    ("output_layer_norm", "embeddings.LayerNorm"),
+)

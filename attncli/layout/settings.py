@@ -1,0 +1,324 @@
+"""Config → the settings that hold for one layer: heads, KV heads, head size, and what the family does by design.
+
+A config may describe several towers, list heads per layer, and name one thing in a dozen ways. This file
+normalises; it does not decide what to believe when the shapes disagree (`heads.py` does).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attncli.records import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One config node as it applies to one layer. `keys` says which key gave each number, for messages.
+
+    `kv_heads` and `head_dims` list every value the node allows (sliding and global layers may differ); the
+    first is the default. `raw` is the node itself, merged over its parents.
+    """
+
+    source: str
+    node: str
+    model_type: str
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    head_dims: tuple[int, ...]
+    hidden: int | None
+    raw: Mapping[str, Any]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    affinity: int = 0
+
+    @property
+    def where(self) -> str:
+        """ "config.json" or "config.json (vision_config)"."""
+        return f"{self.source} ({self.node})" if self.node else self.source
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    source: str
+    name: str
+    raw: Mapping[str, Any]
+
+
+class SettingsReader:
+    """All nodes of all configs, read once; `for_layer` answers for each layer."""
+
+    def __init__(self, configs: Sequence[Config]) -> None:
+        self._nodes = [node for config in configs for node in _nodes(config)]
+        self.model_type = next((str(n.raw["model_type"]) for n in self._nodes if n.raw.get("model_type")), "")
+        # Scalars of the top level hold for every tower unless the tower says otherwise.
+        self._cache: dict[tuple[str, int | None, bool], tuple[Settings, ...]] = {}
+
+    def for_layer(self, path: str, index: int | None) -> tuple[Settings, ...]:
+        """Nodes that may describe the layer at `path`, the likeliest first."""
+        key = (re.sub(r"\d+", "#", path), index, "decoder" in path)
+        if key not in self._cache:
+            found = [_settings(node, path, index) for node in self._nodes]
+            kept = [settings for settings in found if settings is not None]
+            kept.sort(key=lambda settings: -settings.affinity)
+            self._cache[key] = tuple(kept)
+        return self._cache[key]
+
+    @property
+    def nodes(self) -> Iterator[Mapping[str, Any]]:
+        return (node.raw for node in self._nodes)
+
+
+# --- nodes --------------------------------------------------------------------------------------------
+
+
+def _nodes(config: Config) -> Iterator[_Node]:
+    if config.source.startswith("GGUF"):
+        yield from _gguf_nodes(config)
+        return
+    yield from _walk(config.source, "", _merged(config.values), 0)
+
+
+def _walk(source: str, name: str, raw: Mapping[str, Any], depth: int) -> Iterator[_Node]:
+    yield _Node(source, name, raw)
+    if depth >= _MAX_DEPTH:
+        return
+    for key, value in raw.items():
+        if isinstance(value, Mapping) and _looks_like_model(key, value):
+            inherited = {k: raw[k] for k in ("model_type", "architectures") if k in raw and k not in value}
+            label = f"{name}.{key}" if name else str(key)
+            yield from _walk(source, label, {**inherited, **_merged(value)}, depth + 1)
+
+
+def _looks_like_model(key: object, value: Mapping[str, Any]) -> bool:
+    return str(key).endswith("config") and key not in _NOT_A_MODEL or any(k in value for k in _HEADS)
+
+
+def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The node with its attention sub-config (MPT, DBRX) laid flat."""
+    flat = dict(raw)
+    for key in ("attn_config", "attention_config"):
+        inner = raw.get(key)
+        if isinstance(inner, Mapping):
+            flat.update({k: v for k, v in inner.items() if k != "model_type"})
+    return flat
+
+
+def _gguf_nodes(config: Config) -> Iterator[_Node]:
+    values = config.values
+    suffix = ".attention.head_count"
+    for key in values:
+        if not key.endswith(suffix):
+            continue
+        prefix = key[: -len(suffix)]
+        raw: dict[str, Any] = {
+            "model_type": str(values.get("general.architecture", prefix)),
+            "gguf_prefix": prefix,
+        }
+        for name, value in values.items():
+            if name.startswith(prefix + "."):
+                raw[name[len(prefix) + 1 :]] = value
+        for ours, theirs in _GGUF_KEYS.items():
+            if theirs in raw:
+                raw[ours] = raw[theirs]
+        yield _Node(config.source, "" if "." not in prefix else prefix, raw)
+
+
+# --- one node, one layer ------------------------------------------------------------------------------
+
+
+def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
+    raw = node.raw
+    keys: dict[str, str] = {}
+    heads = _pick(raw, _heads_keys(path), index, keys, "heads")
+    if not heads:
+        return None
+    kv = _pick(raw, _KV_HEADS, index, keys, "kv_heads")
+    if not kv:
+        kv = _implied_kv(raw, heads, index, keys)
+    return Settings(
+        source=node.source,
+        node=node.name,
+        model_type=str(raw.get("model_type", "")),
+        heads=heads,
+        kv_heads=kv,
+        head_dims=_pick(raw, _HEAD_DIMS, index, keys, "head_dim"),
+        hidden=next((v for k in _HIDDEN if (v := _whole(raw.get(k))) is not None), None),
+        raw=raw,
+        keys=keys,
+        affinity=_affinity(node.name, path),
+    )
+
+
+def _heads_keys(path: str) -> tuple[str, ...]:
+    sides = []
+    if re.search(r"(^|[._])decoder", path):
+        sides = ["decoder_attention_heads", "num_decoder_attention_heads", "n_text_head", "decoder_num_heads"]
+    elif re.search(r"(^|[._])encoder", path):
+        sides = [
+            "encoder_attention_heads",
+            "num_encoder_attention_heads",
+            "n_audio_head",
+            "encoder_num_heads",
+        ]
+    return (*sides, *_HEADS)
+
+
+def _pick(
+    raw: Mapping[str, Any], names: Sequence[str], index: int | None, keys: dict[str, str], what: str
+) -> tuple[int, ...]:
+    found: list[int] = []
+    for name in names:
+        value = raw.get(name)
+        if isinstance(value, (list, tuple)):
+            value = value[index] if index is not None and index < len(value) else None
+        number = _whole(value)
+        if number is not None and number > 0 and number not in found:
+            found.append(number)
+            keys.setdefault(what, name)
+    return tuple(found)
+
+
+def _implied_kv(
+    raw: Mapping[str, Any], heads: tuple[int, ...], index: int | None, keys: dict[str, str]
+) -> tuple[int, ...]:
+    blocks = raw.get("block_configs")
+    if isinstance(blocks, (list, tuple)) and index is not None and index < len(blocks):
+        block = blocks[index]
+        attention = block.get("attention") if isinstance(block, Mapping) else None
+        group = _whole(attention.get("n_heads_in_group")) if isinstance(attention, Mapping) else None
+        if group:
+            keys["kv_heads"] = "block_configs"
+            return (heads[0] // group,)
+    if raw.get("multi_query") is True and not raw.get("new_decoder_architecture"):
+        keys["kv_heads"] = "multi_query"
+        return (1,)
+    return ()
+
+
+def _affinity(node: str, path: str) -> int:
+    """How well a tower's name fits a module path: 2 named alike, 0 neutral, -1 named for another tower."""
+    if not node:
+        return 0
+    words = {
+        word
+        for word in re.split(r"[._]", node.lower())
+        if word not in ("config", "model", "thinker", "talker")
+    }
+    segments = set(re.split(r"[._]", path.lower()))
+    for word in words:
+        if segments & _TOWERS.get(word, {word}):
+            return 2
+    others = set().union(*(names for tower, names in _TOWERS.items() if tower not in words))
+    # The language tower often carries no name of its own in the path.
+    if words & {"text", "llm", "language", "lm", "decoder"} and not segments & (others - _TOWERS["text"]):
+        return 1
+    return -1
+
+
+def _whole(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return int(value) if value == value and abs(value) < 1e9 and int(value) == value else None
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_MAX_DEPTH = 4
+_NOT_A_MODEL = frozenset(
+    {
+        "quantization_config",
+        "generation_config",
+        "rope_scaling",
+        "attn_config",
+        "compression_config",
+        "vq_config",
+    }
+)
+# In order of trust: the first key present gives the default.
+_HEADS = (
+    "num_attention_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "attention_heads",
+    "num_encoder_attention_heads",
+    "num_decoder_attention_heads",
+    "num_query_heads",
+    "n_audio_head",
+    "n_text_head",
+    "nhead",
+    "nheads",
+    "num_heads_q",
+    "num_sliding_attention_heads",
+    "swa_num_attention_heads",
+    "head_count",
+)
+_KV_HEADS = (
+    "num_key_value_heads",
+    "n_kv_heads",
+    "kv_n_heads",
+    "num_kv_heads",
+    "n_head_kv",
+    "n_query_groups",
+    "multi_query_group_num",
+    "num_query_groups",
+    "num_attention_groups",
+    "num_key_value_heads_per_layer",
+    "swa_num_key_value_heads",
+    "num_global_key_value_heads",
+    "num_sliding_key_value_heads",
+)
+_HEAD_DIMS = (
+    "head_dim",
+    "d_kv",
+    "kv_channels",
+    "attention_head_dim",
+    "d_head",
+    "attention_head_size",
+    "dim_head",
+    "head_size",
+    "attention_key_size",
+    "global_head_dim",
+    "swa_head_dim",
+    "sliding_head_dim",
+)
+_HIDDEN = (
+    "hidden_size",
+    "d_model",
+    "n_embd",
+    "dim",
+    "emb_dim",
+    "embed_dim",
+    "model_dim",
+    "n_audio_state",
+    "ninp",
+)
+_GGUF_KEYS = {
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "v_head_dim": "attention.value_length",
+    "hidden_size": "embedding_length",
+    "q_lora_rank": "attention.q_lora_rank",
+    "kv_lora_rank": "attention.kv_lora_rank",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "sliding_window": "attention.sliding_window",
+    "softmax_scale": "attention.scale",
+    "clip_qkv": "attention.clamp_kqv",
+    "qk_head_dim": "attention.key_length_mla",
+    "v_head_dim_mla": "attention.value_length_mla",
+}
+_TOWERS: dict[str, set[str]] = {
+    "vision": {"vision", "visual", "image", "vit", "img", "siglip", "clip", "vpm"},
+    "image": {"vision", "visual", "image", "vit", "img"},
+    "audio": {"audio", "speech", "sound", "whisper", "apm"},
+    "text": {"text", "language", "llm", "lm"},
+    "encoder": {"encoder", "enc"},
+    "decoder": {"decoder", "dec"},
+    "qformer": {"qformer"},
+    "backbone": {"backbone"},
+}
