@@ -173,8 +173,8 @@ def _own_names(names: list[str], planner_data: Any, has_siblings: bool) -> dict[
     """The names without the key under which the model's state dict was saved ("model", "app").
 
     The planner recorded how names were flattened: ("model", "h.0.weight") had a container,
-    ("model.h.0.weight",) had none. Without that record a first segment that all names share goes only if it is "app" or
-    "state_dict", or "model" beside other things that were saved.
+    ("model.h.0.weight",) had none. Without that record a first segment that all names share goes only if
+    it is "app" or "state_dict", or "model" beside other things that were saved.
     """
     recorded = planner_data if isinstance(planner_data, dict) else {}
     paths: dict[str, tuple[str, ...]] = {}

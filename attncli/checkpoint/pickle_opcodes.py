@@ -22,7 +22,8 @@ def too_long(size: int, left: int) -> str:
 
 def _push_with(read: Callable[[Machine], Any]) -> Callable[[Machine], None]:
     def push(m: Machine) -> None:
-        m.stack.append(read(m))
+        value = read(m)  # first: it may swap the stack
+        m.stack.append(value)
 
     return push
 

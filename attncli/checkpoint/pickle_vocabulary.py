@@ -92,7 +92,10 @@ def _dict(args: tuple[Any, ...], spend: Spend) -> Any:
 def _sequence(args: tuple[Any, ...], spend: Spend) -> Any:
     if not args:
         return []
-    return args[0] if isinstance(args[0], (list, tuple)) else NotImplemented
+    if isinstance(args[0], tuple):
+        spend(len(args[0]))
+        return list(args[0])
+    return args[0] if isinstance(args[0], list) else NotImplemented
 
 
 def _tuple(args: tuple[Any, ...], spend: Spend) -> Any:

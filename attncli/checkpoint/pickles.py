@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MAX_OPCODES = 10_000_000
 MAX_PICKLE_BYTES = 256 << 20
 MAX_MARKS = 10_000
+MAX_COPIED = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,11 @@ class Machine:
         except MalformedError as error:
             self.fail(str(error))
         except (IndexError, struct.error) as error:
-            if self.limit < len(self.data) and self.pos >= self.limit - 8:
+            if isinstance(error, IndexError) and self.pos < self.limit:
+                self._fail(f"the pickle is damaged: an opcode near byte {self.pos} has no operands.", error)
+            if self.limit < len(self.data):
                 self._fail(f"the pickle is larger than {MAX_PICKLE_BYTES >> 20} MiB.", error)
-            if self.pos >= self.limit - 8:
-                self._fail("the pickle is cut short: it ends before its STOP.", error)
-            self._fail(f"the pickle is damaged: an opcode near byte {self.pos} has no operands.", error)
+            self._fail("the pickle is cut short: it ends before its STOP.", error)
         except KeyError as error:
             self._fail(f"the pickle is damaged: it recalls memo {error}, which was never stored.", error)
         except (UnicodeError, ValueError) as error:
@@ -254,7 +255,7 @@ class Machine:
         known = self.interned.get((module, name))
         if known is None:
             # Shared, so that a name used a million times costs one record; bounded by the bytes it takes.
-            known = self.interned[module, name] = Global(_canonical(module), name)
+            known = self.interned[module, name] = Global(*_canonical(module, name))
         path = known.path
         if not is_known(path):
             self.globals[path] = self.globals.get(path, 0) + 1
@@ -298,8 +299,8 @@ class Machine:
     def spend(self, copied: int) -> None:
         """Count elements that a constructor copies: a file could ask for the same copy a million times."""
         self.copied += copied
-        if self.copied > MAX_OPCODES:
-            self.fail(f"the pickle copies more than {MAX_OPCODES} elements, which no checkpoint needs.")
+        if self.copied > MAX_COPIED:
+            self.fail(f"the pickle copies more than {MAX_COPIED} elements, which no checkpoint needs.")
 
     def pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
@@ -309,6 +310,7 @@ class Machine:
         """The next bytes: a little-endian length of `width` bytes, then that many."""
         head = self.data[self.pos : self.pos + width]
         if len(head) < width:
+            self.pos = self.limit
             raise IndexError
         size = int.from_bytes(head, "little")
         self.pos += width
@@ -330,13 +332,18 @@ class Machine:
         return line
 
 
-def _canonical(module: str) -> str:
-    """The module's name in today's Python and numpy."""
-    renamed = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
-    return f"numpy.core{renamed[11:]}" if renamed.startswith("numpy._core") else renamed
+def _canonical(module: str, name: str) -> tuple[str, str]:
+    """Module and name as today's Python and numpy spell them."""
+    if module == "__builtin__":
+        return "builtins", _PYTHON_2_NAMES.get(name, name)
+    if module.startswith("numpy._core"):
+        return f"numpy.core{module[11:]}", name
+    return ("copyreg" if module == "copy_reg" else module), name
 
 
 # What a getattr that only names an enum member is filed under: reported, but not as dangerous.
 _PLAIN_GETATTR = "builtins.getattr (of a class)"
 # What could call a getattr that the machine did not see called.
 _INDIRECT = "functools.partial"
+
+_PYTHON_2_NAMES = {"long": "int", "unicode": "str", "xrange": "range", "unichr": "chr"}
