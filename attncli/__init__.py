@@ -1,3 +1,28 @@
-"""The linter and debugger for attention."""
+"""The linter and debugger for attention: layouts, weights, and what is wrong with them.
+
+`import attncli` is cheap: no torch, nothing but this file until a name is used.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["AttncliError", "Report", "__version__", "inspect"]
+
+if TYPE_CHECKING:
+    from attncli.api import Report, inspect
+    from attncli.errors import AttncliError
+
+_HOMES = {"inspect": "attncli.api", "Report": "attncli.api", "AttncliError": "attncli.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'attncli' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

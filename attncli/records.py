@@ -191,7 +191,8 @@ class LayerTensor:
 class Layer:
     """One attention layer. None is "unknown"; nothing here is a guess that does not say so in `evidence`.
 
-    `layout`: one of `attncli.layout.LAYOUTS`. `scale`: the factor on q·k. `facts`: what differs by
+    `layout`: one of `attncli.layout.LAYOUTS`. `scale`: the factor on q·k. `stack`: the path with the
+    layer's number as "#", shared by all layers of one stack; `index`: that number. `facts`: what differs by
     design and is no finding (gate, sinks, window, soft cap, RoPE order, value head size, …).
     `score_terms` is how to bound q·k from the weights; empty where that is not possible.
     """
@@ -209,6 +210,8 @@ class Layer:
     facts: Mapping[str, Any] = field(default_factory=dict)
     score_terms: tuple[ScoreTerm, ...] = ()
     anomalies: tuple[Anomaly, ...] = ()
+    stack: str = ""
+    index: int | None = None
 
 
 # --- what was measured --------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ class Report:
             }
             for layer in self.layers
         ]
-        return strict_json(
+        report: dict[str, Any] = strict_json(
             {
                 "schema": SCHEMA,
                 "command": self.command,
@@ -320,6 +323,7 @@ class Report:
                 "notes": list(self.notes),
             }
         )
+        return report
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Strict JSON (RFC 8259): non-finite numbers are the strings "nan", "inf" and "-inf"."""
@@ -334,7 +338,10 @@ def strict_json(value: Any) -> Any:
     """`value` with mappings and tuples as JSON types and non-finite floats as strings."""
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        # A name out of a hostile header may hold half a surrogate pair, which no UTF-8 file can.
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):
         return {str(key): strict_json(item) for key, item in value.items()}

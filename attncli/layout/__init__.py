@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from attncli.layout import families
 from attncli.layout.geometry import Geometry, geometry
 from attncli.layout.heads import Heads, Options, resolve
-from attncli.layout.names import Site, attention_sites, layer_index
+from attncli.layout.names import Site, attention_sites, layer_index, template
 from attncli.layout.scores import Surroundings, score_terms
 from attncli.layout.settings import Settings, SettingsReader
 from attncli.records import Anomaly, Config, Evidence, Layer, LayerTensor, Tensor
@@ -33,7 +34,30 @@ def attention_layers(
     layers = []
     for site in sites:
         layers.append(_layer(site, reader, by_name, is_gguf, paths, options or Options()))
-    return tuple(sorted(layers, key=lambda layer: _natural(layer.path)))
+    ordered = sorted(layers, key=lambda layer: _natural(layer.path))
+    return _without_unexplained_sharing(ordered, reader)
+
+
+def _without_unexplained_sharing(layers: Sequence[Layer], reader: SettingsReader) -> tuple[Layer, ...]:
+    """A layer with q and o only shares its keys by design, or has lost them: sharing is a tail of the stack.
+
+    With a config, only a config that says so makes it sharing; without one, at least two last layers do.
+    """
+    declared = any(node.get("num_kv_shared_layers") for node in reader.nodes)
+    known = any(True for _ in reader.nodes)
+    out = []
+    for layer in layers:
+        if layer.layout != "kv-shared" or declared:
+            out.append(layer)
+            continue
+        stack = [other for other in layers if other.stack == layer.stack]
+        tail = [other for other in stack if other.layout == "kv-shared"]
+        if not known and len(tail) > 1 and tail == stack[-len(tail) :]:
+            out.append(layer)
+            continue
+        lost = Anomaly("missing-projection", layer.path, {"missing": ["k", "v"]})
+        out.append(replace(layer, layout="incomplete", anomalies=(*layer.anomalies, lost)))
+    return tuple(out)
 
 
 def _layer(
@@ -72,6 +96,8 @@ def _layer(
         facts=_facts(site, shape, heads, raw, model_type, is_gguf, index),
         score_terms=score_terms(site, shape, heads, around, kind),
         anomalies=tuple(anomalies),
+        stack=template(site.path),
+        index=index,
     )
 
 
@@ -87,6 +113,8 @@ def _bare(site: Site) -> Layer:
         scale=None,
         evidence={"layout": "name"},
         tensors=_layer_tensors(site),
+        stack=template(site.path),
+        index=layer_index(site.path),
     )
 
 
@@ -193,6 +221,8 @@ def _facts(
         facts["rope_order"] = "interleaved"
     if families.kv_head_is_modulo(model_type):
         facts["kv_head_of_query_head"] = "h mod kv_heads"
+    if heads.settings is not None and "per_layer" in heads.settings.keys:
+        facts["per_layer_heads"] = True
     schemes = sorted({tensor.scheme for tensor in roles.values() if tensor.scheme != "plain"})
     if schemes:
         facts["quantisation"] = ", ".join(schemes)
@@ -230,7 +260,7 @@ def describe(layout: str) -> str:
 
 _CROSS = re.compile(
     r"cross_?attn|cross_?attention|crossattention|encoder_attn|EncDecAttention|inter_attention|encoder_decoder_attention"
-    r"|src_attn|visual_attention|context_attn|cross_attn_image|encdec_attn|enc_dec_attn",
+    r"|(^|\.)encoder_att(ention)?(\.|$)|src_attn|visual_attention|context_attn|cross_attn_image|encdec_attn|enc_dec_attn",
 )
 _INTERLEAVED_GGUF = frozenset(
     {

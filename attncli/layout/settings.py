@@ -81,18 +81,20 @@ def _nodes(config: Config) -> Iterator[_Node]:
 
 
 def _walk(source: str, name: str, raw: Mapping[str, Any], depth: int) -> Iterator[_Node]:
-    yield _Node(source, name, raw)
+    """The root, then every mapping below it that counts heads (a tower, or a constructor's arguments)."""
+    if depth == 0 or _looks_like_model(name, raw):
+        yield _Node(source, name, raw)
     if depth >= _MAX_DEPTH:
         return
     for key, value in raw.items():
-        if isinstance(value, Mapping) and _looks_like_model(key, value):
+        if isinstance(value, Mapping) and key not in _NOT_A_MODEL:
             inherited = {k: raw[k] for k in ("model_type", "architectures") if k in raw and k not in value}
             label = f"{name}.{key}" if name else str(key)
             yield from _walk(source, label, {**inherited, **_merged(value)}, depth + 1)
 
 
-def _looks_like_model(key: object, value: Mapping[str, Any]) -> bool:
-    return str(key).endswith("config") and key not in _NOT_A_MODEL or any(k in value for k in _HEADS)
+def _looks_like_model(name: str, raw: Mapping[str, Any]) -> bool:
+    return name.endswith("config") or any(key in raw for key in _HEADS)
 
 
 def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,6 +175,7 @@ def _pick(
         value = raw.get(name)
         if isinstance(value, (list, tuple)):
             value = value[index] if index is not None and index < len(value) else None
+            keys.setdefault("per_layer", name)
         number = _whole(value)
         if number is not None and number > 0 and number not in found:
             found.append(number)
@@ -225,7 +228,7 @@ def _whole(value: object) -> int | None:
 
 # --- tables -------------------------------------------------------------------------------------------
 
-_MAX_DEPTH = 4
+_MAX_DEPTH = 6
 _NOT_A_MODEL = frozenset(
     {
         "quantization_config",

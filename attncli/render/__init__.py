@@ -1,0 +1,19 @@
+"""A Report → one output format per file. Knows records; never judges, never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attncli.records import Report
+from attncli.render import table
+
+
+def as_json(report: Report) -> str:
+    return report.to_json() + "\n"
+
+
+# Formats that are text as a whole. The table is drawn on a console instead (`table.draw`).
+TEXT_FORMATS: dict[str, Callable[[Report], str]] = {
+    "table": table.text,
+    "json": as_json,
+}

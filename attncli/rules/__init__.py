@@ -1,0 +1,21 @@
+"""Records → findings. Every rule is a row of `RULES`; every threshold stands in its rule's file, with its source."""
+
+from __future__ import annotations
+
+from attncli.records import SEVERITIES, Finding
+from attncli.rules.bounds import BOUND_RULES, overflow_measurements
+from attncli.rules.files import FILE_RULES
+from attncli.rules.layouts import LAYOUT_RULES
+from attncli.rules.rule import Observed, Rule
+from attncli.rules.values import VALUE_RULES
+
+__all__ = ["RULES", "Observed", "Rule", "judge", "overflow_measurements"]
+
+
+def judge(observed: Observed) -> tuple[Finding, ...]:
+    """Every finding of every rule, the gravest first; inside one severity in the order of the rules."""
+    found = [finding for rule in RULES for finding in rule.check(rule, observed)]
+    return tuple(sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity)))
+
+
+RULES: tuple[Rule, ...] = (*FILE_RULES, *LAYOUT_RULES, *VALUE_RULES, *BOUND_RULES)

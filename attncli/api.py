@@ -1,0 +1,230 @@
+"""The pipelines: which reading feeds which measurement, and which measurement feeds which judgement.
+
+Rooms below do not know each other; this file joins them. torch is imported only where values are read.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attncli import __version__, records
+from attncli.checkpoint import open_checkpoint
+from attncli.errors import UsageError
+from attncli.layout import Options, attention_layers
+from attncli.records import Anomaly, Checkpoint, Layer, Measurement
+from attncli.rules import Observed, judge, overflow_measurements
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+# Called with (what is being done, done so far, total), as often as the work likes.
+Progress = Callable[[str, int, int], None]
+
+
+class Report(records.Report):
+    """A report that prints itself as the table."""
+
+    def __str__(self) -> str:
+        from attncli.render import table
+
+        return table.text(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from attncli.render import table
+
+        table.draw(self, console)
+        return ()
+
+
+def inspect(
+    path: str | Path,
+    *,
+    values: bool = False,
+    bounds: bool = False,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    layers: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """The attention layout of every layer of a checkpoint, from its headers.
+
+    `values`: also count NaN, Inf and zeros of every tensor, with largest magnitude and RMS. `bounds`: also
+    bound |q·k| per head from the weights. Both read tensor data and import torch; nothing else does.
+    `heads`, `kv_heads`, `head_dim` serve where neither config nor shapes tell. `layers`: glob patterns; only
+    layers whose path matches one are kept. Errors: `attncli.errors.AttncliError`.
+    """
+    checkpoint = open_checkpoint(path)
+    found = attention_layers(checkpoint.tensors, checkpoint.configs, Options(heads, kv_heads, head_dim))
+    chosen = _matching(found, layers, str(path))
+    read = _Reading((), (), ())
+    if values or bounds:
+        read = _read_values(checkpoint, chosen, values=values, bounds=bounds, progress=progress)
+    measurements = (*read.measurements, *overflow_measurements(read.measurements))
+    observed = Observed(chosen, measurements, (*checkpoint.anomalies, *read.anomalies))
+    return Report(
+        command="inspect",
+        version=__version__,
+        source=_source(checkpoint),
+        environment=_environment(),
+        layers=chosen,
+        measurements=measurements,
+        findings=judge(observed),
+        notes=(*_notes(checkpoint), *read.notes),
+    )
+
+
+# --- values -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    measurements: tuple[Measurement, ...]
+    anomalies: tuple[Anomaly, ...]
+    notes: tuple[str, ...]
+
+
+def _read_values(
+    checkpoint: Checkpoint,
+    layers: tuple[Layer, ...],
+    *,
+    values: bool,
+    bounds: bool,
+    progress: Progress | None,
+) -> _Reading:
+    from attncli.checkpoint.values import Values
+    from attncli.weights import head_anomalies, score_bounds, value_measurements
+
+    measurements: list[Measurement] = []
+    anomalies: list[Anomaly] = []
+    notes: list[str] = []
+    with Values(checkpoint) as store:
+        if values:
+            total = sum(tensor.size_bytes for tensor in checkpoint.tensors)
+            scan = value_measurements(checkpoint.tensors, store, _counting(progress, "reading values", total))
+            measurements.extend(scan.measurements)
+            anomalies.extend(scan.skipped)
+            anomalies.extend(head_anomalies(layers, scan.measurements, store))
+            if scan.skipped:
+                notes.append(f"values not observed in {len(scan.skipped)} tensors: {_reasons(scan.skipped)}")
+        if bounds:
+            softmax = [layer for layer in layers if layer.kind is not None]
+            tick = _counting(progress, "bounding scores", len(softmax))
+            result = score_bounds(softmax, store, (lambda _: tick(1)) if tick else None)
+            measurements.extend(result.measurements)
+            anomalies.extend(result.skipped)
+            if result.skipped:
+                notes.append(
+                    f"scores not bounded in {len(result.skipped)} layers: {_reasons(result.skipped)}"
+                )
+            notes.extend(_bound_notes(result.ingredients))
+    return _Reading(tuple(measurements), tuple(anomalies), tuple(notes))
+
+
+def _counting(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def tick(amount: int) -> None:
+        nonlocal done
+        done += amount
+        progress(what, min(done, total), total)
+
+    return tick
+
+
+def _reasons(skipped: Sequence[Anomaly]) -> str:
+    reasons: dict[str, int] = {}
+    for anomaly in skipped:
+        reason = str(anomaly.evidence.get("reason", _SKIPPED.get(anomaly.kind, anomaly.kind)))
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return "; ".join(f"{reason} ({count})" for reason, count in reasons.items())
+
+
+def _bound_notes(ingredients: Sequence[Any]) -> list[str]:
+    """What the bounds rest on, said once per combination."""
+    used: dict[str, int] = {}
+    for item in ingredients:
+        parts = []
+        if item.input_norm:
+            parts.append(f"{_NORMS.get(item.input_norm, item.input_norm)} in front")
+        elif not (item.query_norm and item.key_norm):
+            parts.append("no known norm in front, so no bound")
+        if item.query_norm or item.key_norm:
+            parts.append("q/k norm")
+        if item.biases:
+            parts.append("biases")
+        label = ", ".join(parts) or "projections alone"
+        used[label] = used.get(label, 0) + 1
+    return [
+        f"bounds of {count} layer{'s' if count != 1 else ''} use: {label}" for label, count in used.items()
+    ]
+
+
+# --- what the report says of its surroundings ---------------------------------------------------------
+
+
+def _matching(layers: tuple[Layer, ...], patterns: Sequence[str], subject: str) -> tuple[Layer, ...]:
+    if not patterns:
+        return layers
+    kept = tuple(layer for layer in layers if any(_fits(layer, pattern) for pattern in patterns))
+    if not kept:
+        wanted = ", ".join(patterns)
+        example = f"Paths look like {layers[0].path}." if layers else "No attention layer was found at all."
+        raise UsageError(subject, f"no layer matches --layer {wanted}.", example)
+    return kept
+
+
+def _fits(layer: Layer, pattern: str) -> bool:
+    """A glob on the path, or a bare number for the layer of that index in any stack."""
+    if pattern.isdigit():
+        return layer.index == int(pattern)
+    return fnmatch.fnmatchcase(layer.path, pattern) or layer.path == pattern
+
+
+def _source(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "kind": checkpoint.kind,
+        "path": checkpoint.path,
+        "format": checkpoint.format,
+        "files": len(checkpoint.files),
+        "bytes": checkpoint.size_bytes,
+        "parameters": checkpoint.parameters,
+        "tensors": len(checkpoint.tensors),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    torch = sys.modules.get("torch")
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__) if torch is not None else None,
+        "device": "cpu" if torch is not None else None,
+        "dtype": None,
+        "platform": f"{sys.platform}-{platform.machine()}",
+    }
+
+
+def _notes(checkpoint: Checkpoint) -> list[str]:
+    return [f"{count} {what} tensors left out" for what, count in checkpoint.excluded.items() if count]
+
+
+def with_findings(report: Report, findings: Sequence[records.Finding]) -> Report:
+    """The same report with other findings: what is left after --select, --ignore and --baseline."""
+    return replace(report, findings=tuple(findings))
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_SKIPPED = {
+    "no-score-terms": "the weights alone do not determine q·k there, or heads are unknown",
+    "unread-values": "not readable",
+}
+_NORMS = {"rms": "RMSNorm", "layer": "LayerNorm", "l2": "unit norm"}

@@ -1,0 +1,81 @@
+"""`attncli inspect CHECKPOINT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attncli.cli import output as out
+
+
+def inspect(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint file, or a model folder.", show_default=False)
+    ],
+    values: Annotated[
+        bool,
+        typer.Option(
+            "--values", help="Read all weights: NaN, Inf, zeros, largest magnitude and RMS per tensor."
+        ),
+    ] = False,
+    bounds: Annotated[
+        bool, typer.Option("--bounds", help="Bound |q·k| per head from the weights: can scores overflow?")
+    ] = False,
+    heads: Annotated[
+        int | None, typer.Option("--heads", min=1, help="Query heads, where neither config nor shapes tell.")
+    ] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option("--kv-heads", min=1, help="KV heads, where neither config nor shapes tell.")
+    ] = None,
+    head_dim: Annotated[
+        int | None, typer.Option("--head-dim", min=1, help="Head size, where neither config nor shapes tell.")
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            help="Only these layers, one row each: a path, a glob, or a layer's number. Repeatable.",
+        ),
+    ] = None,
+    output_format: out.FormatOption = out.Format.table,
+    output: out.OutputOption = None,
+    fail_on: out.FailOnOption = out.FailOn.error,
+    select: out.SelectOption = None,
+    ignore: out.IgnoreOption = None,
+    baseline: out.BaselineOption = None,
+    quiet: out.QuietOption = False,
+) -> None:
+    """Show the attention layout of every layer of a checkpoint, from its headers.
+
+    Names, shapes, dtypes, heads, KV heads, head size, the order inside fused tensors, the scale, and what
+    is wrong with them. Headers are read in milliseconds: no torch, no pickle executed. --values and
+    --bounds read the weights as well.
+    """
+    from attncli import api
+
+    with out.progress_bar(quiet) as progress:
+        report = api.inspect(
+            checkpoint,
+            values=values,
+            bounds=bounds,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            layers=layer or (),
+            progress=progress,
+        )
+    code = out.finish(
+        report,
+        output_format=output_format,
+        output=output,
+        fail_on=fail_on,
+        select=select,
+        ignore=ignore,
+        baseline=baseline,
+        quiet=quiet,
+        unfolded=bool(layer),
+    )
+    raise typer.Exit(code)

@@ -1,0 +1,80 @@
+"""Rules about what q·k can become: bounds from the weights against the largest number of each dtype."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from attncli.records import Finding, Layer, Measurement
+from attncli.rules.rule import Observed, Rule
+
+
+def overflow_measurements(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Per layer and dtype "proven safe" or "not excluded": whether any head's q·k can pass the dtype's maximum."""
+    rows = []
+    for layer, bound in _largest(measurements, "score_bound").items():
+        for dtype, maximum in DTYPE_MAX.items():
+            verdict = "proven safe" if bound < maximum else "not excluded"
+            rows.append(Measurement(f"overflow_{dtype}", layer, verdict))
+    return tuple(rows)
+
+
+def _bound_beyond_dtype(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    stored = {layer.id: _dtype(layer) for layer in observed.layers}
+    typical = _largest(observed.measurements, "score_typical")
+    for layer, bound in _largest(observed.measurements, "score_bound").items():
+        dtype = stored.get(layer)
+        maximum = DTYPE_MAX.get(dtype or "")
+        usual = typical.get(layer, 0.0)
+        over = next((d for d, m in DTYPE_MAX.items() if usual > m), None)
+        if over is not None:
+            yield rule.finding(
+                f"{layer}: q·k is {usual:.3g} for typical inputs, beyond {DTYPE_MAX[over]:.5g}, the largest {over}.",
+                layer=layer,
+                severity="warning" if over == dtype else "note",
+                evidence={"score_typical": usual, "dtype": over, "maximum": DTYPE_MAX[over]},
+            )
+        elif maximum is not None and bound >= maximum and math.isfinite(bound):
+            yield rule.finding(
+                f"{layer}: q·k may reach {bound:.3g} for the worst input, beyond {maximum:.5g}, the largest {dtype}; "
+                f"typically it is {usual:.3g}.",
+                layer=layer,
+                severity="note",
+                evidence={"score_bound": bound, "score_typical": usual, "dtype": dtype, "maximum": maximum},
+            )
+
+
+def _largest(measurements: Sequence[Measurement], metric: str) -> dict[str, float]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in measurements:
+        if row.metric == metric and isinstance(row.value, (int, float)):
+            values[row.layer].append(float(row.value))
+    return {layer: max(found) for layer, found in values.items()}
+
+
+def _dtype(layer: Layer) -> str | None:
+    return next((t.dtype for t in layer.tensors if t.role in ("q", "qkv", "q_b", "qk", "kv")), None)
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+# The largest finite number of each dtype in which scores are commonly held.
+DTYPE_MAX = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
+
+BOUND_RULES: tuple[Rule, ...] = (
+    Rule(
+        code="ATT301",
+        name="score-bound-beyond-dtype",
+        severity="note",
+        what="The weights do not exclude that q·k overflows in the dtype they are stored in.",
+        why="A score of Inf makes its whole softmax row NaN.",
+        formula="|q·k| ≤ ‖W_q diag(g)‖₂ ‖W_k diag(g)‖₂ D (+ biases); typical: √tr(G_q G_k)",
+        threshold="bound ≥ the dtype's maximum: a note, since no input need reach it; typical value beyond it: a warning",
+        source="Cauchy–Schwarz; IEEE 754 (float16 ends at 65 504)",
+        provenance="derived",
+        example="A float16 layer whose bound is 2.1e5.",
+        remedy="Measure the scores of real inputs; scale q before the product, or use a fused kernel, which accumulates in float32.",
+        check=_bound_beyond_dtype,
+    ),
+)

@@ -1,0 +1,62 @@
+"""What a rule is: its whole text and its check in one place. Knows records; knows no output and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from attncli.records import Anomaly, Finding, Layer, Measurement, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything a rule may look at. `anomalies`: what the readers stated about files and weights."""
+
+    layers: tuple[Layer, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    anomalies: tuple[Anomaly, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One defect: `code` is stable, `name` names the defect (not its remedy).
+
+    `formula`: what is computed. `threshold`: where it turns into a finding. `provenance`: whether that
+    threshold is published, follows from arithmetic, or is our own judgement.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    what: str
+    why: str
+    formula: str
+    threshold: str
+    source: str
+    provenance: Literal["published", "derived", "heuristic"]
+    example: str
+    remedy: str
+    check: Callable[[Rule, Observed], Iterable[Finding]]
+
+    def finding(
+        self,
+        message: str,
+        *,
+        layer: str | None = None,
+        head: int | None = None,
+        severity: Severity | None = None,
+        advice: str | None = None,
+        evidence: dict[str, object] | None = None,
+    ) -> Finding:
+        """A finding of this rule; severity and advice are the rule's own unless a case is graver or special."""
+        return Finding(
+            self.code,
+            self.name,
+            severity or self.severity,
+            message,
+            advice or self.remedy,
+            layer,
+            head,
+            evidence or {},
+        )
