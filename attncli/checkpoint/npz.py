@@ -74,7 +74,7 @@ def _header(archive: Archive, entry: str) -> tuple[tuple[int, ...], Any, bool, i
     length = int.from_bytes(data[8 : 8 + width], "little")
     if length > MAX_HEADER_BYTES:
         raise archive.error(
-            f"the header of {entry} has {length} bytes; {MAX_HEADER_BYTES} is the most expected."
+            f"the header of {entry} has {length} bytes; at most {MAX_HEADER_BYTES} are expected."
         )
     text = data[8 + width : 8 + width + length]
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,9 @@ from attncli.checkpoint.pickle_values import Call, OpaqueKey, PickledTensor
 from attncli.errors import CheckpointError
 from attncli.records import Config
 
-MAX_NODES = 2_000_000
-MAX_DEPTH = 200
+MAX_NODES = 500_000
+MAX_DEPTH = 100
+MAX_WRAPPERS = 8
 MAX_SETTINGS = 10_000
 
 
@@ -166,20 +167,19 @@ class _Picker:
 
     def level(self, value: Any, prefix: str) -> None:
         """Sort what lies at one level of a saved dict, and go on in the one child that wraps the weights."""
-        for _ in range(MAX_DEPTH):
+        for wrapper in range(MAX_WRAPPERS + 1):
             if isinstance(value, PickledTensor):
                 self.add(prefix + "tensor", value)
                 return
             weights: list[tuple[str, Any]] = []
             averaged: list[tuple[str, Any]] = []
-            small: list[tuple[str, PickledTensor]] = []
-            plain: list[tuple[str, PickledTensor]] = []
+            own: list[tuple[str, PickledTensor]] = []
             for key, child in _children(value):
                 if isinstance(child, PickledTensor):
                     if _TRAINING_STATE.search(key):
                         self.excluded["training state"] += 1
                     else:
-                        (plain if child.shape not in ((), (1,)) else small).append((key, child))
+                        own.append((key, child))
                 elif _SETTINGS.match(key) and (values := plain_settings(child)):
                     self.configs.append(Config(f"{key} in the checkpoint", values))
                 elif count := _count(child):
@@ -191,30 +191,31 @@ class _Picker:
                         averaged.append((key, child))
                     else:
                         weights.append((key, child))
-            for _, child in averaged[:1] if not weights and not plain else averaged:
-                self.collect(child, "", self.averaged)
-            if not weights and not plain and averaged:
+            # Lone numbers beside the weights are a loss or a step, unless they are all that there is.
+            numbers = all(tensor.shape in ((), (1,)) for _, tensor in own)
+            if weights or not numbers:
+                self.average(averaged)
+            elif averaged:
+                self.average(averaged[:1])
                 for _, child in averaged[1:]:
                     self.excluded["ema copy"] += _count(child)
-            alone = len(weights) == 1 and not plain
-            if alone and (weights[0][0] in _WRAPPER_KEYS or isinstance(value, (list, tuple))):
-                if small:
-                    self.excluded["training state"] += len(small)
+            wraps = len(weights) == 1 and numbers and wrapper < MAX_WRAPPERS
+            if wraps and (weights[0][0] in _WRAPPER_KEYS or isinstance(value, (list, tuple))):
+                if own:
+                    self.excluded["training state"] += len(own)
                 value = weights[0][1]
                 continue
-            for key, tensor in (*plain, *small):
+            for key, tensor in own:
                 self.add(prefix + key, tensor)
             for key, child in weights:
-                self.collect(child, f"{prefix}{key}.", self.tensors)
+                for name, tensor in _walk(child, f"{prefix}{key}.", self.subject):
+                    self.add(name, tensor)
             return
-        self.fail(f"the weights are nested deeper than {MAX_DEPTH} levels.")
 
-    def collect(self, value: Any, prefix: str, into: dict[str, PickledTensor]) -> None:
-        for name, tensor in _walk(value, prefix, self.subject):
-            if into is self.tensors:
-                self.add(name, tensor)
-            else:
-                into.setdefault(name, tensor)
+    def average(self, children: list[tuple[str, Any]]) -> None:
+        for _, child in children:
+            for name, tensor in _walk(child, "", self.subject):
+                self.averaged.setdefault(name, tensor)
 
     def add(self, name: str, tensor: PickledTensor) -> None:
         if name.rpartition(".")[2] in _OPTIMIZER_LEAVES:
@@ -225,9 +226,6 @@ class _Picker:
             self.doubled.append(name)
         else:
             self.tensors[name] = tensor
-
-    def fail(self, problem: str) -> None:
-        raise CheckpointError(self.subject, problem, "Save model.state_dict() alone.")
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -301,8 +299,18 @@ def _count(root: Any) -> int:
             count += 1
         elif isinstance(value, (dict, list, tuple, Call)) and id(value) not in seen:
             seen.add(id(value))
-            pending.extend(child for _, child in _children(value) if isinstance(child, _HOLDERS))
+            pending.extend(child for child in _held(value) if isinstance(child, _HOLDERS))
     return count
+
+
+def _held(value: Any) -> Iterable[Any]:
+    """What `_children` gives, without the cost of its keys."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, Call):
+        state = value.state if isinstance(value.state, dict) else {}
+        return (*(value.pairs or {}).values(), *(value.items or ()), *state.values())
+    return tuple(value)
 
 
 def _is_optimizer(key: str, value: Any) -> bool:
