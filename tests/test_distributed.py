@@ -1,6 +1,8 @@
 """Distributed checkpoints read as torch wrote them, in one chunk or many, and with a file lost."""
 
 import contextlib
+import io
+import os
 import pickle
 from pathlib import Path
 
@@ -131,6 +133,25 @@ def test_a_lost_file_is_told_by_name(tmp_path):
     assert (anomaly.kind, anomaly.subject) == ("missing-shard", "__1_0.distcp")
     assert anomaly.evidence == {"file": ".metadata", "chunks": 1}
     assert contents.files == (".metadata", "__0_0.distcp")
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("exit 1",)
+
+
+def test_code_inside_a_chunk_is_reported(tmp_path):
+    folder = save(tmp_path / "c", {"w": torch.ones(2)})
+    buffer = io.BytesIO()
+    torch.save(_Evil(), buffer)
+    name = MetadataIndex("w", torch.Size([0]), 0)
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    metadata.storage_data = {name: storage_info("__0_0.distcp", 0, len(buffer.getvalue()))}
+    (folder / "__0_0.distcp").write_bytes(buffer.getvalue())
+    contents = read(write(folder, metadata))
+    assert [(a.name, a.shape, a.offset) for a in contents.arrays] == [("w", (2,), None)]
+    (anomaly,) = contents.anomalies
+    assert anomaly.evidence == {"file": "__0_0.distcp", "count": 1, "dangerous": True}
 
 
 def refused(folder: Path) -> CheckpointError:

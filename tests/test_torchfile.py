@@ -186,6 +186,15 @@ def test_a_pickled_module_is_refused_by_the_name_of_its_class(tmp_path, containe
     assert "torch.save(model.state_dict(), path)" in caught.value.remedy
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_pickled_module_inside_a_checkpoint_gives_its_state_dict(tmp_path):
+    model = Block()
+    model.register_buffer("cache", torch.ones(9), persistent=False)
+    contents = read_zip(save(tmp_path, {"epoch": 3, "model": model}))
+    agrees(contents, model.state_dict())
+    assert f"{Block.__module__}.Block" in [anomaly.subject for anomaly in contents.anomalies]
+
+
 def test_a_checkpoint_gives_weights_settings_and_counts(tmp_path):
     model = Block()
     optimizer = torch.optim.AdamW(model.parameters())
@@ -341,6 +350,73 @@ def test_an_encrypted_or_lying_directory_is_refused(tmp_path):
             locked[at + 8] |= 1
     path.write_bytes(locked)
     assert "encrypted" in refused(read_zip, path)
+
+
+class _Reference:
+    """Something that the pickler writes as a persistent id."""
+
+    def __init__(self, *pid: object) -> None:
+        self.pid = pid
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, value: object) -> object:
+        return value.pid if isinstance(value, _Reference) else None
+
+
+class _Rebuild:
+    def __init__(self, *args: object) -> None:
+        self.args = args
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return torch._utils._rebuild_tensor_v2, self.args
+
+
+def hand_made(path: Path, tree: object, keys: list[str], storages: bytes) -> Path:
+    stream = io.BytesIO()
+    for head in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+        pickle.dump(head, stream, protocol=2)
+    _Pickler(stream, protocol=2).dump(tree)
+    pickle.dump(keys, stream, protocol=2)
+    path.write_bytes(stream.getvalue() + storages)
+    return path
+
+
+def test_views_of_storages_in_old_files_count_from_their_root(tmp_path):
+    numbers = torch.arange(10.0)
+    data = struct.pack("<Q", 10) + numbers.numpy().tobytes()
+    view = _Reference("storage", torch.FloatStorage, "7", "cpu", 10, ("8", 4, 6))
+    tree = {"w": _Rebuild(view, 1, (2, 2), (2, 1), False, {})}
+    path = hand_made(tmp_path / "old.pt", tree, ["7"], data)
+    (array,) = read_legacy(path).arrays
+    assert torch.equal(values(tmp_path, array), numbers[5:9].reshape(2, 2))
+    assert torch.equal(torch.load(path, weights_only=False)["w"], numbers[5:9].reshape(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("keys", "storages", "problem"),
+    [
+        (["7"], struct.pack("<Q", 1 << 62), "the file is cut short: storage 7"),
+        (["8"], b"", "names one that no tensor uses"),
+        ([], b"", "storage 7 is used by a tensor, but not in the file"),
+        ({}, b"", "the list of storages is missing"),
+    ],
+)
+def test_old_files_whose_storages_do_not_fit_are_refused(tmp_path, keys, storages, problem):
+    storage = _Reference("storage", torch.FloatStorage, "7", "cpu", 4, None)
+    path = hand_made(tmp_path / "old.pt", {"w": _Rebuild(storage, 0, (4,), (1,), False, {})}, keys, storages)
+    assert problem in refused(read_legacy, path)
+
+
+def test_persistent_ids_that_torch_never_writes_are_refused(tmp_path):
+    for pid in (
+        ("storage",),
+        ("storage", 1, "0", "cpu", 4, None),
+        ("else", 2),
+        ("storage", torch.FloatStorage, "0", "cpu", -1),
+    ):
+        path = hand_made(tmp_path / "old.pt", {"w": _Reference(*pid)}, [], b"")
+        assert "torch" in refused(read_legacy, path)
 
 
 def _saved(container: str) -> bytes:

@@ -68,8 +68,9 @@ def read(path: Path) -> Contents:
             tensors[name] = _shape_and_dtype(held, name, subject)
     names = _own_names(list(tensors), metadata.get("planner_data"), bool(excluded))
     missing, sizes = _missing_files(path, chunks)
+    seen = list(global_anomalies(pickle.globals, METADATA))
     found = [
-        _array(path, names[key], shape, dtype, chunks.get(key, []), sizes)
+        _array(path, names[key], shape, dtype, chunks.get(key, []), sizes, seen)
         for key, (shape, dtype) in tensors.items()
     ]
     return Contents(
@@ -78,7 +79,7 @@ def read(path: Path) -> Contents:
         files=(METADATA, *sorted(sizes)),
         arrays=tuple(found),
         excluded=dict(excluded),
-        anomalies=(*global_anomalies(pickle.globals, METADATA), *missing),
+        anomalies=(*seen, *missing),
     )
 
 
@@ -139,7 +140,13 @@ def _missing_files(path: Path, chunks: Mapping[str, list[_Chunk]]) -> tuple[list
 
 
 def _array(
-    path: Path, name: str, shape: tuple[int, ...], dtype: str, pieces: list[_Chunk], sizes: Mapping[str, int]
+    path: Path,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: str,
+    pieces: list[_Chunk],
+    sizes: Mapping[str, int],
+    seen: list[Anomaly],
 ) -> Array:
     size = math.prod(shape) * item_bytes(dtype)
     file = pieces[0].file if pieces else METADATA
@@ -151,19 +158,20 @@ def _array(
                 f"and it has {sizes[piece.file]}.",
             )
     if len(pieces) == 1 and file in sizes and size:
-        whole = _whole(path, pieces[0], name)
+        whole = _whole(path, pieces[0], name, seen)
         if whole is not None and whole.shape == shape and whole.dtype == dtype:
             return whole
     return Array(name, shape, dtype, file, None, size)
 
 
-def _whole(path: Path, piece: _Chunk, name: str) -> Array | None:
+def _whole(path: Path, piece: _Chunk, name: str, seen: list[Anomaly]) -> Array | None:
     """The one tensor in a chunk; None where it was transformed (compressed) on its way to the file."""
     with (path / piece.file).open("rb") as file:
         file.seek(piece.start)
         if file.read(4) != b"PK\x03\x04":
             return None
         saved = open_zip(file, str(path / piece.file), piece.file, start=piece.start, size=piece.size)
+        seen += saved.anomalies
         if not isinstance(saved.root, PickledTensor):
             return None
         return arrays({name: saved.root}, saved.locate, str(path / piece.file), piece.file)[0]

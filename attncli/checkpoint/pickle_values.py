@@ -46,6 +46,11 @@ class Call:
         """The dotted name of the class or function, or "?" where it is itself the result of a call."""
         return self.func.path if isinstance(self.func, Global) else "?"
 
+    @property
+    def is_module(self) -> bool:
+        """Whether this is an nn.Module that was pickled whole."""
+        return isinstance(self.state, dict) and "_modules" in self.state and "_parameters" in self.state
+
 
 @dataclass(slots=True, eq=False)
 class OpaqueKey:

@@ -237,9 +237,22 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         for i, child in enumerate(value):
             yield str(i), child
     elif isinstance(value, Call):
+        if value.is_module:
+            yield from _module_children(value.state)
+            return
         for part in (value.pairs, value.items, value.state if isinstance(value.state, dict) else None):
             if part:
                 yield from _children(part)
+
+
+def _module_children(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a pickled nn.Module would put into its state dict, one level of it."""
+    transient = state.get("_non_persistent_buffers_set")
+    skipped = {name for name in transient if isinstance(name, str)} if isinstance(transient, list) else set()
+    for part in ("_parameters", "_buffers", "_modules"):
+        for name, child in _children(state.get(part)):
+            if part != "_buffers" or name not in skipped:
+                yield name, child
 
 
 def _key_text(key: Any, index: int) -> str:

@@ -176,7 +176,7 @@ def selection(saved: Saved, subject: str) -> Selection:
     """The weights of a saved object. Errors: `UnsupportedFormatError` for a pickled module."""
     if saved.scripted:
         return Selection(module_tensors(saved.root, subject))
-    if _is_module(saved.root):
+    if isinstance(saved.root, Call) and saved.root.is_module:
         raise UnsupportedFormatError(
             subject,
             f"this is a whole pickled module of class {saved.root.path}, which needs its own code.",
@@ -200,10 +200,6 @@ def _contents(path: Path, saved: Saved, container: str) -> Contents:
         excluded=chosen.excluded,
         anomalies=(*saved.anomalies, *doubled),
     )
-
-
-def _is_module(root: Any) -> bool:
-    return isinstance(root, Call) and isinstance(root.state, dict) and "_modules" in root.state
 
 
 def _walk_storages(

@@ -115,8 +115,10 @@ class Archive:
             raise self.error(f"the zip archive has no entry {name}.")
         if info.compress_type != 0 or info.flag_bits & 1:
             return None
-        self.file.seek(self.start + info.header_offset)
-        header = self.file.read(30)
+        header = b""
+        if 0 <= info.header_offset < self.size:
+            self.file.seek(self.start + info.header_offset)
+            header = self.file.read(30)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise self.error(f"the entry {name} has no header where the archive's directory says.")
         name_size, extra_size = struct.unpack_from("<HH", header, 26)
