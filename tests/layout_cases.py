@@ -98,8 +98,8 @@ def layer(path: str | OneOf, spec: str, scale: Any = INVERSE_ROOT, **settings: A
 
     `a|b` is either, `*` not judged, `?` not to be known from these files, `?6` either that or 6.
     """
-    kind, layout, *numbers = (_value(word) for word in spec.split())
-    return Expect(path, kind, layout, *numbers, scale=scale, **settings)
+    kind, layout, heads, kv_heads, head_dim = (_value(word) for word in spec.split())
+    return Expect(path, kind, layout, heads, kv_heads, head_dim, scale, **settings)
 
 
 def layers(path: str, count: int, spec: str, **settings: Any) -> tuple[Expect, ...]:
