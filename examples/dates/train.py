@@ -42,7 +42,7 @@ def main() -> None:
     for text, _ in held_out[:8]:
         print(f"{text:>32} -> {translations(model, [text])[0]}")
     print(f"{accuracy(model, held_out):.2%} of {len(held_out)} texts of held-out days are exactly right")
-    save_file(model.state_dict(), WEIGHTS, {"format": "pt", "config": json.dumps(asdict(config))})
+    save_file(model.state_dict(), WEIGHTS, {"config": json.dumps(asdict(config))})
     print(f"{WEIGHTS.name}: {WEIGHTS.stat().st_size / 1000:.0f} kB")
 
 
