@@ -1,0 +1,14 @@
+"""Weight values → measurements. Tensors come through `TensorValues`; no file format, no layout lore here."""
+
+from attncli.weights.bounds import BoundIngredients, ScoreBounds, score_bounds
+from attncli.weights.values import TensorValues, ValueScan, head_anomalies, value_measurements
+
+__all__ = [
+    "BoundIngredients",
+    "ScoreBounds",
+    "TensorValues",
+    "ValueScan",
+    "head_anomalies",
+    "score_bounds",
+    "value_measurements",
+]
