@@ -51,7 +51,11 @@ def fused_order(model_type: str, raw: Mapping[str, Any]) -> str | None:
     if model_type == "gpt_bigcode":
         return "fused-block" if raw.get("multi_query", True) else "fused-head"
     if model_type == "chatglm":
-        return "fused-block" if raw.get("multi_query_attention") or raw.get("multi_query_group_num") else None
+        return (
+            "fused-block"
+            if raw.get("multi_query_attention") or raw.get("multi_query_group_num")
+            else "fused-head"
+        )
     return _FUSED_ORDER.get(model_type)
 
 
@@ -133,6 +137,7 @@ def query_scale_named(names: str) -> float | None:
 _SCALE_KEYS: dict[str, Callable[[Mapping[str, Any], Any, int | None], float | None]] = {
     "attention_multiplier": _as_is,  # Granite, HyperCLOVA-X (muP)
     "query_pre_attn_scalar": _power(-0.5),  # Gemma 2 and 3, T5Gemma, VaultGemma
+    "attn_output_multiplier": _as_is,  # Grok-1
     "softmax_scale": _as_is,  # MPT, GGUF
     "mup_scale_qk_dot_by_d": _one_over_d,  # JAIS, BTLM
     "scale_qk_dot_by_d": _one_over_d,

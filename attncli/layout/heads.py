@@ -113,13 +113,13 @@ def _fused_layout(site: Site, shape: Geometry, nodes: Sequence[Settings]) -> tup
         site.roles["o"].name.split(".") if "o" in site.roles else ()
     ):
         return "fused-mlp", "name"
-    if (
-        "attention_biases" in site.roles
-        and shape.o_in is not None
-        and shape.fused is not None
-        and shape.fused != 3 * shape.o_in
+    if "attention_biases" in site.roles:  # LeViT and TinyViT: per head, value heads of their own size
+        return "fused-unequal", "name"
+    if "rel_pos.relative_position_bias_table" in (
+        site.roles["relative_bias"].name if "relative_bias" in site.roles else ""
     ):
-        return "fused-unequal", "shape"
+        # timm's MaxViT and CoAtNet: the TensorFlow port, told by its 3-D table, is the one with [Q|K|V] blocks.
+        return ("fused-head" if len(site.roles["relative_bias"].shape) == 2 else "fused-block"), "shape"
     for settings in nodes:
         order = families.fused_order(settings.model_type, settings.raw)
         if order is not None and leaf not in ("in_proj_weight",):
@@ -160,34 +160,39 @@ def _split_fused(
             found.q = found.k = (total - out) // 2
             found.v = out
         return
-    candidates = [shape.o_in, shape.q_in]
     for settings in nodes:
-        if any(families.gated_query(settings.model_type, settings.raw) for _ in (0,)):
-            dim = _first(settings.head_dims) or (
-                settings.hidden // settings.heads[0] if settings.hidden else None
-            )
+        if families.gated_query(settings.model_type, settings.raw) and settings.heads:
+            dim = _first(settings.head_dims) or shape.head_dim_hint
             if dim:
                 found.gate = True
                 found.q = 2 * settings.heads[0] * dim
                 found.k = found.v = (total - found.q) // 2
                 return
-    for settings in nodes:
-        for heads in settings.heads:
-            for dim in (*settings.head_dims, *((settings.hidden // heads,) if settings.hidden else ())):
-                candidates.insert(0, heads * dim)
-    for width in candidates:
-        if (
-            width
-            and total > width
-            and (total - width) % 2 == 0
-            and (total - width) // 2 <= width
-            and width % ((total - width) // 2) == 0
-        ):
+    for heads, dim, kv, v_dim in _claims(nodes):
+        if (heads + kv) * dim + kv * v_dim == total:
+            found.q, found.k, found.v = heads * dim, kv * dim, kv * v_dim
+            return
+    claimed = [heads * dim for heads, dim, _, _ in _claims(nodes)]
+    for width in (out, *claimed, shape.q_in):
+        rest = total - width if width else 0
+        if width and rest > 0 and rest % 2 == 0 and rest // 2 <= width and width % (rest // 2) == 0:
             found.q = width
-            found.k = found.v = (total - width) // 2
+            found.k = found.v = rest // 2
             return
     if total % 3 == 0 and out is None:
         found.q = found.k = found.v = total // 3
+
+
+def _claims(nodes: Sequence[Settings]) -> list[tuple[int, int, int, int]]:
+    """(heads, head size, KV heads, value head size) as each node gives them."""
+    claims = []
+    for settings in nodes:
+        for heads in settings.heads:
+            for dim in settings.head_dims:
+                for kv in settings.kv_heads or (heads,):
+                    v_dim = settings.raw.get("v_head_dim")
+                    claims.append((heads, dim, kv, v_dim if isinstance(v_dim, int) else dim))
+    return claims
 
 
 def _mlp_width(site: Site, shape: Geometry) -> int | None:
@@ -249,39 +254,46 @@ def _config_match(
     width: int, shape: Geometry, found: Heads, nodes: Sequence[Settings]
 ) -> tuple[Settings, int, int, bool] | None:
     """The node, heads, head size and whether the config itself names that size; None where no node fits."""
-    for settings in nodes:
-        if settings.affinity < 0 and shape.q_in is not None and settings.hidden != shape.q_in:
-            continue
+    described = [settings for settings in nodes if settings.heads and _speaks_of(settings, shape, width)]
+    for settings in described:
         for heads in settings.heads:
             for dim in settings.head_dims:
                 if heads * dim == width or (2 * heads * dim == width and _may_gate(settings, shape, width)):
                     return settings, heads, dim, True
-    for settings in nodes:
-        fits = (
-            settings.hidden is None
-            or shape.q_in is None
-            or settings.hidden == shape.q_in
-            or settings.hidden == width
-        )
-        if not fits or settings.affinity < 0 and settings.hidden != shape.q_in:
-            continue
+    for settings in described:
         heads = settings.heads[0]
-        if width % heads == 0:
-            dim = width // heads
-            if settings.head_dims and dim not in settings.head_dims:
-                if shape.head_dim_hint and dim != shape.head_dim_hint:
-                    continue
-                _refute(
-                    found, settings, heads, width, shape, f"{heads} heads × head size {settings.head_dims[0]}"
-                )
-                return None
-            if families.gated_query(settings.model_type, settings.raw) and dim % 2 == 0:
-                return settings, heads, dim // 2, False
-            return settings, heads, dim, False
-        if settings.affinity >= 0:
+        if width % heads:
             _refute(found, settings, heads, width, shape, f"{heads} heads")
             return None
+        dim = width // heads
+        if settings.head_dims and dim not in settings.head_dims:
+            if shape.head_dim_hint and dim != shape.head_dim_hint:
+                continue
+            _refute(
+                found, settings, heads, width, shape, f"{heads} heads × head size {settings.head_dims[0]}"
+            )
+            return None
+        if families.gated_query(settings.model_type, settings.raw) and dim % 2 == 0:
+            return settings, heads, dim // 2, False
+        return settings, heads, dim, False
     return None
+
+
+def _speaks_of(settings: Settings, shape: Geometry, width: int) -> bool:
+    """Whether the node is about this layer: named for its tower, or of its width and not of another tower."""
+    if settings.affinity >= 2:
+        return True
+    widths = settings.hidden
+    fits = (
+        not widths
+        or shape.q_in is None
+        or shape.q_in in widths
+        or width in widths
+        or shape.q_in // 2 in widths
+    )
+    if any(heads * dim == width for heads in settings.heads for dim in settings.head_dims):
+        fits = fits or settings.affinity >= 0
+    return fits and (settings.affinity >= 0 or shape.q_in in widths)
 
 
 def _may_gate(settings: Settings, shape: Geometry, width: int) -> bool:
@@ -292,10 +304,8 @@ def _may_gate(settings: Settings, shape: Geometry, width: int) -> bool:
 
 def _describing(nodes: Sequence[Settings], shape: Geometry, width: int) -> Settings | None:
     """The node that speaks of this tower although its head count did not fit."""
-    for settings in nodes:
-        if settings.affinity >= 0 and (settings.hidden is None or settings.hidden in (shape.q_in, width)):
-            return settings
-    return nodes[0] if len(nodes) == 1 else None
+    described = [settings for settings in nodes if _speaks_of(settings, shape, width)]
+    return described[0] if described else None
 
 
 def _refute(found: Heads, settings: Settings, heads: int, width: int, shape: Geometry, claim: str) -> None:
@@ -316,6 +326,11 @@ def _refute(found: Heads, settings: Settings, heads: int, width: int, shape: Geo
 
 def _from_shapes(width: int, shape: Geometry, found: Heads) -> None:
     heads, dim = shape.heads_hint, shape.head_dim_hint
+    if heads is None and dim and shape.o_in and 2 * shape.o_in == width and shape.o_in % dim == 0:
+        heads, found.gate = (
+            shape.o_in // dim,
+            True,
+        )  # [q | gate] per head: twice what the output projection reads
     if heads is None and dim and width % dim == 0:
         heads = width // dim
     if heads and width % heads == 0:
@@ -413,6 +428,13 @@ def _resolve_kv(found: Heads, options: Options) -> None:
     rows = found.k if found.k is not None else found.v
     assert rows is not None
     if found.head_dim is None:
+        # Queries that are spread over experts (JetMoE) still have plain keys.
+        settings = found.settings
+        if settings and not settings.heads:
+            for kv, dim in ((kv, dim) for kv in settings.kv_heads for dim in settings.head_dims):
+                if kv * dim == rows:
+                    found.kv_heads, found.head_dim = kv, dim
+                    found.evidence.update(kv_heads="config", head_dim="config")
         return
     if rows % found.head_dim:
         claimed = _first(found.settings.kv_heads) if found.settings else None
@@ -428,21 +450,7 @@ def _resolve_kv(found: Heads, options: Options) -> None:
     claims = found.settings.kv_heads if found.settings else ()
     found.kv_heads = count
     found.evidence["kv_heads"] = "config" if count in claims else "shape"
-    if claims and count not in claims and found.heads != count:
-        found.anomalies.append(
-            Anomaly(
-                "kv-mismatch",
-                found.settings.where if found.settings else "config",
-                {
-                    "key": found.settings.keys.get("kv_heads", "kv_heads") if found.settings else "kv_heads",
-                    "kv_heads": claims[0],
-                    "found": count,
-                    "rows": rows,
-                    "head_dim": found.head_dim,
-                },
-            )
-        )
-    elif claims and count not in claims and found.heads == count:
+    if claims and count not in claims:
         found.anomalies.append(
             Anomaly(
                 "kv-mismatch",
@@ -486,7 +494,7 @@ def _resolve_mla(site: Site, found: Heads, nodes: Sequence[Settings], options: O
     found.k = found.v = rows.get("kv_b")
     settings = next((node for node in nodes if node.affinity >= 0), None)
     found.settings = settings
-    heads = settings.heads[0] if settings else None
+    heads = _first(settings.heads) if settings else None
     evidence: Evidence = "config"
     if "k_b" in per_head and len(per_head["k_b"]) == 3:
         heads, evidence = per_head["k_b"][0], "shape"

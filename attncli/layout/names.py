@@ -99,7 +99,8 @@ def _places(tensor: Tensor) -> list[tuple[str, str, str, Role]]:
         return []
     if len(segments) > 1 and segments[-1] in _WRAPPER_SUFFIXES:
         inner = _role(segments[-2])
-        if inner is not None and inner[0] in _PROJECTIONS and segments[-2] not in _TWO_STEP_OUTPUT_HEADS:
+        thin = segments[-1] not in ("proj", "projection") or segments[-2] in _BARE_NAMES
+        if inner is not None and inner[0] in _PROJECTIONS and thin:
             segments.pop()
     found = []
     for steps in (1, 2, 3):
@@ -124,6 +125,9 @@ def _role(leaf: str) -> Role | None:
     for token, role in _FUSED_TOKENS:
         if re.search(rf"(?:^|_|(?<=[a-z])(?=[A-Z])){token}(?=_|$)", leaf):
             return role, leaf
+    prefix = _NAMES_AN_ATTENTION.match(leaf)
+    if prefix and leaf[prefix.end() :] in _BARE_OUTPUTS:
+        return "o", leaf
     matches = list(_QKV_TOKEN.finditer(leaf))
     if len(matches) != 1:
         return None
@@ -179,8 +183,16 @@ def _groups(
     triples = [group for group in by_spelling.values() if set(group) == {"q", "k", "v"}]
     if fused:
         fused.sort(key=lambda m: (not m.leaf.startswith(("gqkv", "qkv", "in_proj", "to_qkv")), len(m.leaf)))
-        groups = [{"qkv": fused[0]}]
-        groups += [{"qkv": m} for m in fused[1:] if re.fullmatch(r"qkv_[a-z]", m.leaf)]
+        queries = [m for m in weights.get("q", ()) if m.leaf == "q_attn"]
+        if queries and fused[0].leaf == "c_attn":  # GPT-2's cross-attention: q apart, c_attn = [K | V]
+            return [{"q": queries[0], "kv": fused[0]}]
+        first = fused[0]
+        groups = [{"qkv": first}]
+        for other in fused[1:]:
+            if re.fullmatch(r"qkv_[a-z]", other.leaf) and re.fullmatch(r"qkv_[a-z]", first.leaf):
+                groups[0]["added_qkv"] = other  # a second stream in one joint attention
+            elif _prefix_of(other.leaf) != _prefix_of(first.leaf):
+                groups.append({"qkv": other})
         if not triples:
             return groups
         # A fused tensor beside a full triple (`multihead_attn` inside a cross-attention) is its own attention.
@@ -238,6 +250,8 @@ def _fused_is_plausible(container: str, member: _Member, members: Sequence[_Memb
     shape = member.tensor.shape
     if len(shape) < 2:
         return False
+    if member.leaf == "attn":
+        return container.endswith(".attn") and any(m.role == "o" for m in members)
     if member.leaf in ("in_proj", "linear1"):
         leaves = {m.leaf for m in members}
         if member.leaf == "linear1":
@@ -246,9 +260,7 @@ def _fused_is_plausible(container: str, member: _Member, members: Sequence[_Memb
             )
         if "attn_out_proj" in leaves:
             return True
-        parent = container.lower()
-        if re.search(r"mamba|ssm|lstm|mixer", parent):
-            return False
+        parent = container.lower().removesuffix(".self").rpartition(".")[2]
         return bool(re.search(r"attn|attention", parent)) and shape[0] == 3 * shape[1]
     return True
 
@@ -336,7 +348,7 @@ def _build(
                         roles[key] = member.tensor
             elif member.role == "added_o" and member in members:
                 roles.setdefault("added_o", member.tensor)
-        elif not (prefix and member.leaf.startswith(_OTHER_PREFIXES) and not member.leaf.startswith(prefix)):
+        elif not prefix or _prefix_of(member.leaf) in ("", prefix):
             suffix = "_bias" if member.param == "bias" else ""
             roles.setdefault(member.role + suffix, member.tensor)
     keep = [m.tensor.name for m in chosen.values()] + ([output.tensor.name] if output else [])
@@ -346,9 +358,13 @@ def _build(
 
 def _attention_prefix(lead: _Member) -> str:
     """What stands before q in a flat name: "cross_attn_" of GGUF's `cross_attn_q`; "" in "q_proj"."""
-    if lead.role not in ("q", "k", "v", "q_a") and not lead.leaf.endswith("attn_qkv"):
+    if lead.role not in ("q", "k", "v", "q_a") and not lead.leaf.endswith("qkv"):
         return ""
-    match = _NAMES_AN_ATTENTION.match(lead.leaf)
+    return _prefix_of(lead.leaf)
+
+
+def _prefix_of(leaf: str) -> str:
+    match = _NAMES_AN_ATTENTION.match(leaf)
     return match.group() if match else ""
 
 
@@ -473,7 +489,7 @@ def _with_unique_paths(sites: list[Site]) -> list[Site]:
 _PARAMETERS = frozenset({"weight", "bias", "kernel", "scale", "gamma", "beta", "w", "b"})
 # Thin modules around one Linear; dropped only behind a projection's own name.
 _WRAPPER_SUFFIXES = frozenset({"linear", "conv", "convolution", "base_layer", "proj", "projection", "lin"})
-_TWO_STEP_OUTPUT_HEADS = frozenset({"multi_head_attention"})
+_BARE_NAMES = frozenset({"query", "key", "value", "output", "q", "k", "v", "o", "out"})
 _PROJECTIONS = frozenset({"q", "k", "v", "o", "qkv", "kv", "qk"})
 _MLA_ROLES = ("q_a", "q_b", "kv_a", "kv_b", "k_b", "v_b")
 # Modules that hold only the projections while their parent holds the output projection.
@@ -502,20 +518,20 @@ _FUSED_TOKENS = (
 )
 # An additional set inside one attention: joint text stream, image prompt, global tokens, layout.
 _EXTRA_SET = re.compile(r"(^|_)(add|added|layout|global|ip|txt|pos)(_|$)")
+_BARE_OUTPUTS = frozenset({"proj", "out", "output", "out_proj", "o_proj", "o", "dense"})
 # Parts of an attention that choose or compress keys and weigh no values themselves.
 _NOT_ATTENTION = re.compile(r"(^|\.)(indexer|compressor)(\.|$)")
 # A flat name that itself names an attention: `cross_attn_q`, `attn_q`, `self_attn_query_content_proj`.
 _NAMES_AN_ATTENTION = re.compile(r"(?:[a-z]+_)*?(?:cross|self|enc|dec)?_?att(?:n|ention)?_(?=.)")
-_OTHER_PREFIXES = ("attn_", "cross_attn_", "self_attn_")
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (
         (
-            r"(?:attn_)?(?:q|query)_(?:layer_?norm|norm|ln|l2_clip)|(?:norm|layer_norm|ln)_q|norm_query|query_norm|q_sub_norm",
+            r"(?:\w+_)?(?:q|query)_(?:layer_?norm|norm|ln|l2_clip)|(?:norm|layer_norm|ln)_q|norm_query|query_norm|q_sub_norm|q_norm_x",
             "q_norm",
         ),
         (
-            r"(?:attn_)?(?:k|key)_(?:layer_?norm|norm|ln)|(?:norm|layer_norm|ln)_k|norm_key|key_norm|k_sub_norm|k_rope_only_layernorm",
+            r"(?:\w+_)?(?:k|key)_(?:layer_?norm|norm|ln)|(?:norm|layer_norm|ln)_k|norm_key|key_norm|k_sub_norm|k_norm_x|k_rope_only_layernorm",
             "k_norm",
         ),
         (r"(?:attn_)?(?:v|value)_(?:layer_?norm|norm|ln)|norm_v", "v_norm"),
@@ -525,10 +541,10 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?:attn_)?sinks?|attention_sink_bias|attn_sinks|sink_proj", "sinks"),
         (r"logit_scale|per_dim_scale|temperature", "logit_scale"),
         (r"pos_bias_[uv]|bias_[uv]|r_[wrs]_bias", "pos_bias"),
-        (r"rel_pos_[hw]", "rel_pos"),
+        (r"rel_pos_[hw]|rel_pos_emb", "rel_pos"),
         (r"attention_biases", "attention_biases"),
         (
-            r"relative_attention_bias|relative_position_bias_table|rel_pos_emb|(?:attn|cross_attn)_rel_b|relative_position_bias",
+            r"relative_attention_bias|relative_position_bias_table|(?:attn|cross_attn)_rel_b|relative_position_bias",
             "relative_bias",
         ),
         (r".*(?:masked_bias|inv_freq|relative_position_index|relative_coords_table|rotary_emb)", "buffer"),
@@ -601,6 +617,8 @@ _EXACT: dict[str, str] = {
     "att_proj": "qkv",
     "linear1": "qkv",
     "qkv_linear": "qkv",
+    "attn": "qkv",
+    "proj_x": "o",
     "in_proj_bias": "in_proj_bias",
     # multi-head latent attention
     "q_a_proj": "q_a",

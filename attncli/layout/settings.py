@@ -28,7 +28,7 @@ class Settings:
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     head_dims: tuple[int, ...]
-    hidden: int | None
+    hidden: frozenset[int]
     raw: Mapping[str, Any]
     keys: Mapping[str, str] = field(default_factory=dict)
     affinity: int = 0
@@ -133,12 +133,12 @@ def _gguf_nodes(config: Config) -> Iterator[_Node]:
 def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
     raw = node.raw
     keys: dict[str, str] = {}
-    heads = _pick(raw, _heads_keys(path), index, keys, "heads")
-    if not heads:
-        return None
+    heads = _pick(raw, _heads_keys(raw, path), index, keys, "heads") or _heads_by_other_means(raw, path, keys)
     kv = _pick(raw, _KV_HEADS, index, keys, "kv_heads")
-    if not kv:
+    if not kv and heads:
         kv = _implied_kv(raw, heads, index, keys)
+    if not heads and not kv:
+        return None
     return Settings(
         source=node.source,
         node=node.name,
@@ -146,25 +146,47 @@ def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
         heads=heads,
         kv_heads=kv,
         head_dims=_pick(raw, _HEAD_DIMS, index, keys, "head_dim"),
-        hidden=next((v for k in _HIDDEN if (v := _whole(raw.get(k))) is not None), None),
+        hidden=frozenset(v for k in raw if _WIDTH.search(str(k)) and (v := _whole(raw[k])) is not None),
         raw=raw,
         keys=keys,
         affinity=_affinity(node.name, path),
     )
 
 
-def _heads_keys(path: str) -> tuple[str, ...]:
-    sides = []
-    if re.search(r"(^|[._])decoder", path):
-        sides = ["decoder_attention_heads", "num_decoder_attention_heads", "n_text_head", "decoder_num_heads"]
-    elif re.search(r"(^|[._])encoder", path):
-        sides = [
-            "encoder_attention_heads",
-            "num_encoder_attention_heads",
-            "n_audio_head",
-            "encoder_num_heads",
-        ]
+def _heads_keys(raw: Mapping[str, Any], path: str) -> tuple[str, ...]:
+    """Keys that count heads, those that name a part of the path ("decoder_attention_heads") first."""
+    segments = re.split(r"[._]", path)
+    sides = [
+        key
+        for key in raw
+        if (match := _SIDE_HEADS.fullmatch(str(key))) and any(s.startswith(match["side"]) for s in segments)
+    ]
+    if "decoder" in segments:
+        sides += ["n_text_head"]
+    elif "encoder" in segments:
+        sides += ["n_audio_head"]
     return (*sides, *_HEADS)
+
+
+def _heads_by_other_means(raw: Mapping[str, Any], path: str, keys: dict[str, str]) -> tuple[int, ...]:
+    """diffusers' UNets count heads under `attention_head_dim`, per block; open_clip gives width and head width."""
+    value = raw.get("attention_head_dim")
+    if str(raw.get("_class_name", "")).startswith("UNet") and value is not None:
+        keys["heads"] = "attention_head_dim"
+        if not isinstance(value, (list, tuple)):
+            return (value,) if _whole(value) else ()
+        block = re.search(r"(down|up)_blocks\.(\d+)|(mid)_block", path)
+        if block is None:
+            return ()
+        position = (
+            -1 if block[3] else (int(block[2]) if block[1] == "down" else len(value) - 1 - int(block[2]))
+        )
+        return (value[position],) if -1 <= position < len(value) and _whole(value[position]) else ()
+    width, per_head = _whole(raw.get("width")), _whole(raw.get("head_width"))
+    if width and per_head and width % per_head == 0:
+        keys["heads"] = "head_width"
+        return (width // per_head,)
+    return ()
 
 
 def _pick(
@@ -207,7 +229,7 @@ def _affinity(node: str, path: str) -> int:
     words = {
         word
         for word in re.split(r"[._]", node.lower())
-        if word not in ("config", "model", "thinker", "talker")
+        if word not in ("config", "cfg", "model", "thinker", "talker")
     }
     segments = set(re.split(r"[._]", path.lower()))
     for word in words:
@@ -256,6 +278,7 @@ _HEADS = (
     "nhead",
     "nheads",
     "num_heads_q",
+    "heads",
     "num_sliding_attention_heads",
     "swa_num_attention_heads",
     "head_count",
@@ -281,6 +304,7 @@ _HEAD_DIMS = (
     "kv_channels",
     "attention_head_dim",
     "d_head",
+    "head_width",
     "attention_head_size",
     "dim_head",
     "head_size",
@@ -289,17 +313,10 @@ _HEAD_DIMS = (
     "swa_head_dim",
     "sliding_head_dim",
 )
-_HIDDEN = (
-    "hidden_size",
-    "d_model",
-    "n_embd",
-    "dim",
-    "emb_dim",
-    "embed_dim",
-    "model_dim",
-    "n_audio_state",
-    "ninp",
-)
+# Widths a projection may read: any of them shows that the node speaks of this tower.
+_WIDTH = re.compile(r"hidden|d_model|n_embd|emb|width|dim$|_state$|channels|ninp|embedding_length")
+_SIDE_HEADS = re.compile(r"(?:num_)?(?P<side>[a-z]{3,}?)_(?:num_)?(?:attention_heads|num_heads|n_heads?)")
+
 _GGUF_KEYS = {
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
