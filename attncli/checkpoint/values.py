@@ -25,8 +25,8 @@ from attncli.records import Array, Checkpoint, Tensor
 class Values:
     """The values of one checkpoint's tensors; closes its files on exit.
 
-    Several threads may share one iterator of `pieces` if they take turns at it. A piece stays valid for as
-    long as it is held: only resident pages are given back behind the reader, never the mapping.
+    A piece stays valid for as long as it is held: only resident pages are given back behind the reader, never
+    the mapping.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -77,6 +77,11 @@ class Values:
 
         Read-only: they share the file's pages. Raises CheckpointError where the file cannot give them.
         """
+        for part in self.parts(tensor):
+            yield from part
+
+    def parts(self, tensor: Tensor) -> Iterator[Iterator[torch.Tensor]]:
+        """The same pieces in groups of some megabytes, for threads: each group to one of them, in any order."""
         array = self._plain_part(tensor)
         if array.numel == 0:
             return
@@ -84,11 +89,11 @@ class Values:
         start, span = _extent(array)
         mapped = self._mapped(array)
         if _is_dense(array):
-            yield from mapped.pieces(start, span, dtype)
+            for first in range(start, start + span, PART_BYTES):
+                yield mapped.pieces(first, min(PART_BYTES, start + span - first), dtype)
             return
         view = torch.as_strided(mapped.view(start, span, dtype), array.shape, array.strides or ())
-        for block in _blocks(view):
-            yield block.reshape(-1)
+        yield (block.reshape(-1) for block in _blocks(view))
 
     def load(self, tensor: Tensor) -> torch.Tensor:
         """The whole tensor in its logical shape, in memory of its own.
@@ -184,7 +189,6 @@ class _MappedFile:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._given = 0
         _advise(self._map, "MADV_SEQUENTIAL")
         # torch warns, once, that the buffer is read-only; nothing here writes.
         with warnings.catch_warnings():
@@ -205,21 +209,19 @@ class _MappedFile:
         return part.view(dtype)
 
     def pieces(self, start: int, span: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
-        end = start + span
+        """`span` bytes in pieces. Who asks for the next piece has read the one before: its pages go."""
+        dropped, end = start, start + span
         for first in range(start, end, PIECE_BYTES):
-            piece = self.view(first, min(PIECE_BYTES, end - first), dtype)
-            self._given += piece.numel() * dtype.itemsize
-            if self._given >= _WINDOW_BYTES:
-                self._given = 0
-                self._drop(first - _TRAIL_BYTES, first - _WINDOW_BYTES)
-            yield piece
-        if span >= _WINDOW_BYTES:
-            self._drop(start, end)
+            if first - dropped >= _WINDOW_BYTES:
+                self._drop(dropped, first)
+                dropped = first
+            yield self.view(first, min(PIECE_BYTES, end - first), dtype)
+        self._drop(dropped, end)
 
     def _drop(self, start: int, end: int) -> None:
-        """Gives pages back. A thread that reads its piece late brings some in again behind the reader, so
-        callers drop far behind and more than once."""
-        start = max(0, start - start % mmap.ALLOCATIONGRANULARITY)
+        # Touching a page also maps its neighbours, which may have been given back already.
+        start = max(0, start - _NEIGHBOUR_BYTES)
+        start -= start % mmap.ALLOCATIONGRANULARITY
         end -= end % mmap.ALLOCATIONGRANULARITY
         if start < end:
             _advise(self._map, "MADV_DONTNEED", start, end - start)
@@ -305,11 +307,13 @@ def _numel_or_zero(shape: tuple[int, ...]) -> int:
     return math.prod(shape) if all(size >= 0 for size in shape) else 0
 
 
-# About a core's second-level cache: large enough that handing a piece over costs nothing beside reading it.
+# About half a core's second-level cache, and large enough that handing it over costs little beside reading.
 PIECE_BYTES = 1 << 20
+# What one thread takes at a time: little enough that no thread waits long for the last one.
+PART_BYTES = 16 << 20
 MAX_OPEN_FILES = 8
 _WINDOW_BYTES = 4 << 20
-_TRAIL_BYTES = 32 << 20
+_NEIGHBOUR_BYTES = 128 << 10
 DTYPES: dict[str, torch.dtype] = {
     name: dtype
     for name in (

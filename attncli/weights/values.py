@@ -22,7 +22,11 @@ from attncli.records import Anomaly, HeadRows, Layer, Measurement, Tensor
 
 
 class TensorValues(Protocol):
-    """Where values come from: the checkpoint room satisfies it."""
+    """Where values come from: the checkpoint room satisfies it.
+
+    `load` gives a whole tensor; `parts` the elements of a plain one as groups of 1-D pieces, each group for
+    one thread.
+    """
 
     def find(self, name: str) -> Tensor | None: ...
 
@@ -30,7 +34,7 @@ class TensorValues(Protocol):
 
     def load(self, tensor: Tensor) -> torch.Tensor: ...
 
-    def pieces(self, tensor: Tensor) -> Iterator[torch.Tensor]: ...
+    def parts(self, tensor: Tensor) -> Iterator[Iterator[torch.Tensor]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,41 +180,42 @@ def _scan_plain(
     values: TensorValues,
     progress: Callable[[int], None] | None,
 ) -> None:
-    """Fills the statistics of each job. The threads take pieces in turn from one iterator."""
-    work = ((total, piece) for tensor, total in jobs for piece in values.pieces(tensor))
+    """Fills the statistics of each job. Threads take parts of tensors in turn, in the order of the files."""
+    work = ((total, part) for tensor, total in jobs for part in values.parts(tensor))
     lock = threading.Lock()
     stopped = threading.Event()
 
     def run() -> None:
         torch.set_num_threads(1)  # threads of torch's own wait busily: on a shared core 100 times slower
         scanner = _Scanner()
-        current: _Statistics | None = None
-        unreported = 0
-        try:
-            while not stopped.is_set():
-                with lock:
-                    job = next(work, None)
-                    if current is not None and (job is None or job[0] is not current):
-                        current.merge(scanner.take())
-                if job is None:
-                    break
-                current, piece = job
+        while not stopped.is_set():
+            with lock:
+                job = next(work, None)
+            if job is None:
+                return
+            total, part = job
+            size = 0
+            for piece in part:
                 scanner.add(piece)
-                unreported += piece.numel() * piece.element_size()
-                if progress is not None and unreported >= _PROGRESS_BYTES:
-                    progress(unreported)
-                    unreported = 0
-            if progress is not None and unreported:
-                progress(unreported)
+                size += piece.numel() * piece.element_size()
+            found = scanner.take()
+            with lock:
+                total.merge(found)
+            if progress is not None:
+                progress(size)
+
+    def run_or_stop() -> None:
+        try:
+            run()
         except BaseException:
-            stopped.set()  # the other threads need not finish what nobody will see
+            stopped.set()  # the others need not finish what nobody will see
             raise
 
     before = torch.get_num_threads()
     workers = max(1, min(_MAX_WORKERS, _usable_cores()))
     try:
         with ThreadPoolExecutor(workers, "attncli-values") as pool:
-            runs = [pool.submit(run) for _ in range(workers)]
+            runs = [pool.submit(run_or_stop) for _ in range(workers)]
             try:
                 for future in runs:
                     future.result()
@@ -484,5 +489,4 @@ _BLOCK = 128 << 10
 _ROW = 1024
 _NORM_SLOTS = 64
 _MAX_WORKERS = 4
-_PROGRESS_BYTES = 32 << 20
 _PROJECTIONS = frozenset({"q", "k", "v", "o", "qkv", "kv", "qk", "q_a", "q_b", "kv_a", "kv_b"})
