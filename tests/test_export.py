@@ -147,6 +147,14 @@ def test_a_hand_made_table_reads(tmp_path):
     assert array.strides is None
 
 
+def test_a_view_begins_at_its_storage_offset(tmp_path):
+    data = torch.arange(10.0)
+    (array,) = read(
+        one_weight(tmp_path / "a.pt2", {"storage_offset": {"as_int": 3}}, data.numpy().tobytes())
+    ).arrays
+    assert torch.equal(values(tmp_path, array), data[3:9].reshape(2, 3))
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

@@ -208,11 +208,11 @@ def test_getattr_of_an_enum_is_a_name_and_getattr_of_anything_else_is_dangerous(
         b"cbuiltins\ngetattr\n(cmymodel\nColour\nV__globals__\ntR.",
         b"cbuiltins\ngetattr\n(}Vget\ntR.",
         b"cbuiltins\ngetattr\n.",
-        enum_member[:-1] + b"cfunctools\npartial\n(cbuiltins\ngetattr\ntR.",
+        b"cbuiltins\ngetattr\nq\x00(cmymodel\nColour\nVRED\ntRcfunctools\npartial\n(h\x00tR.",
         b"(" + enum_member[:-1] + b"cbuiltins\ngetattr\n(}Vget\ntRt.",
     ):
         anomalies = global_anomalies(read(chain).globals, "x")
-        assert any(a.evidence["dangerous"] for a in anomalies), chain
+        assert any(a.evidence["dangerous"] for a in anomalies if a.subject == "builtins.getattr"), chain
 
 
 def test_an_enum_as_this_python_writes_it_is_harmless():

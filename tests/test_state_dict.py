@@ -253,6 +253,7 @@ def test_training_state_names_are_told_by_their_first_segment():
         (["module.h.w", "n_averaged"], ["h.w", "n_averaged"]),
         (["module.h.w", "head.w"], ["module.h.w", "head.w"]),
         (["generator.module.h.w", "discriminator.module.h.w"], ["generator.h.w", "discriminator.h.w"]),
+        (["gan.module.h.w", "gan.head.w", "d.w"], ["gan.module.h.w", "gan.head.w", "d.w"]),
         # A residual branch that is called `module` is the model's own.
         (
             ["encoder.stages.0.layers.0.module.qkv.w", "encoder.stages.0.layers.1.module.fc.w"],

@@ -343,7 +343,17 @@ def test_an_encrypted_or_lying_directory_is_refused(tmp_path):
     lying = bytearray(whole)
     struct.pack_into("<I", lying, entry + 42, len(whole) * 2)  # where the entry begins
     path.write_bytes(lying)
+    assert "the entry data.pkl of the zip archive is damaged" in refused(read_zip, path)
+    before = bytearray(whole)
+    end = whole.rindex(b"PK\x05\x06") + 16  # where the directory begins: entries move before the file
+    struct.pack_into("<I", before, end, struct.unpack_from("<I", before, end)[0] + 5000)
+    path.write_bytes(before)
     refused(read_zip, path)
+    longer = bytearray(whole)
+    entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"data/0"))
+    struct.pack_into("<II", longer, entry + 20, 1 << 20, 1 << 20)
+    path.write_bytes(longer)
+    assert "the entry data/0 ends beyond the end of the file" in refused(read_zip, path)
     locked = bytearray(whole)
     for at in range(len(locked) - 4):
         if locked[at : at + 4] == b"PK\x01\x02":

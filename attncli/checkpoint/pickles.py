@@ -244,8 +244,8 @@ class Machine:
         if len(args) == 2 and type(args[0]) is Global and isinstance(args[1], str) and len(args[1]) < 256:
             found = self.find(args[0].module, f"{args[0].name}.{args[1]}")
             if not is_dangerous(found.path):
-                if "builtins.getattr" in self.globals:
-                    self.globals[_PLAIN_GETATTR] = self.globals.pop("builtins.getattr")
+                count = self.globals.pop("builtins.getattr", 0)
+                self.globals[_PLAIN_GETATTR] = self.globals.get(_PLAIN_GETATTR, 0) + count
                 return found
         count = self.globals.pop(_PLAIN_GETATTR, 1)
         self.globals["builtins.getattr"] = max(count, self.globals.get("builtins.getattr", 0))
