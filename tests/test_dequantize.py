@@ -281,6 +281,18 @@ def test_nested_absmax_agrees_with_its_definition() -> None:
     assert torch.allclose(values_of(state), expected, rtol=1e-6, atol=0)
 
 
+def test_a_nested_block_larger_than_memory_costs_nothing() -> None:
+    state = bnb_state(
+        [2, 64],
+        [7] * 128,
+        torch.zeros(2, dtype=torch.uint8),
+        nested_blocksize=1 << 39,
+        nested_absmax=torch.ones(1),
+        nested_quant_map=torch.ones(256),
+    )
+    assert values_of(state).eq(0).all()
+
+
 def test_bytes_of_nf4_may_lie_in_another_dtype() -> None:
     """FSDP keeps the pairs as bfloat16, so that they are sharded like the other weights."""
     q = [random.randrange(16) for _ in range(128)]
@@ -317,6 +329,13 @@ def test_fp8_blocks_agree_with_their_definition(dtype: torch.dtype) -> None:
         for e in range(2)
     ]
     assert torch.equal(values_of(state, {"weight_block_size": [16, 16]}), torch.tensor(expected))
+
+
+def test_a_block_larger_than_memory_costs_nothing() -> None:
+    weight, scale = torch.ones(4, 64).to(torch.float8_e4m3fn), torch.tensor([[2.0, 3.0]])
+    got = values_of({"x.weight": weight, "x.weight_scale": scale}, {"weight_block_size": [1 << 39, 32]})
+    assert got[:, :32].eq(2).all()
+    assert got[:, 32:].eq(3).all()
 
 
 def test_fp8_scales_of_bytes_are_exponents() -> None:

@@ -249,6 +249,8 @@ def test_bitsandbytes_keeps_its_shape_in_json(kind: str, backwards: bool) -> Non
         (b'{"shape": [48, 65]}', "1536 bytes of 4-bit pairs"),
         (b'{"shape": [' + b"9" * 5000 + b"]}", "is not JSON"),
         (b" " * 70_000, "expected at most 65536"),
+        (b'{"shape": [48, 64], "blocksize": 3}', "blocks of 3 values"),
+        (b'{"shape": [48, 64], "blocksize": 1099511627774}', "blocks of 1099511627774 values"),
     ],
 )
 def test_a_hostile_quant_state_is_an_anomaly(state: bytes, message: str) -> None:
@@ -425,6 +427,17 @@ def test_mxfp4_blocks_of_gpt_oss_become_expert_weights(separator: str) -> None:
     assert list(tensors) == ["experts.gate_up_proj", "experts.gate_up_proj_bias"]
     tensor = tensors["experts.gate_up_proj"]
     assert (tensor.shape, tensor.dtype, tensor.scheme) == ((4, 64, 96), "mxfp4", "mxfp4")
+
+
+def test_fp4_groups_of_another_size_are_unknown() -> None:
+    arrays = [array("q_proj.weight_packed", (8, 4), "uint8"), array("q_proj.weight_scale", (8, 8), "uint8")]
+    assert "do not fit" in reason(join(arrays)[1])
+
+
+def test_scalars_where_tables_belong_are_plain() -> None:
+    tensors, anomalies = join([array("q_proj.weight", (2,), "uint32"), array("q_proj.scales", ())])
+    assert len(tensors) == 2
+    assert anomalies == ()
 
 
 def test_other_arrays_called_blocks_are_plain() -> None:

@@ -65,7 +65,7 @@ def _plain(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
 
 def _gguf(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
     block = _BLOCKS[tensor.dtype]
-    raw = parts["weight"].contiguous().view(torch.uint8).reshape(-1)
+    raw = _bytes(parts["weight"])
     n_blocks = tensor.numel // block.elements
     if raw.numel() != n_blocks * block.size_bytes:
         _misfit(tensor, f"{raw.numel()} bytes were read for {n_blocks} blocks of {block.size_bytes}")
@@ -135,7 +135,9 @@ def _compressed(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
     if zeros.shape != scales.shape:
         _misfit(tensor, f"zero points {tuple(zeros.shape)} for scales {tuple(scales.shape)}")
     order = parts.get("weight_g_idx")
-    group = _group_of_inputs(tensor, None if order is None or bool((order < 0).any()) else order, scales)
+    group = _group_of_inputs(
+        tensor, None if order is None or bool((order.long() < 0).any()) else order, scales
+    )
 
     def rows_of_outputs(rows: slice) -> Values:
         q = _unpacked(words[rows], bits, ins)
@@ -147,21 +149,22 @@ def _compressed(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
 def _bnb4(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
     """Two values a byte, the first in the high nibble: quant_map[q] · absmax of a run of the flat tensor."""
     size = int(tensor.quantisation["group_size"])
-    raw = parts["weight"].contiguous().view(torch.uint8).reshape(-1)
+    raw = _bytes(parts["weight"])
     absmax = parts["absmax"].reshape(-1)
     if absmax.dtype == torch.uint8:
         if "nested_quant_map" not in parts or "nested_absmax" not in parts:
             _misfit(tensor, "its scales are quantised, but the scales of the scales are missing")
         nested = int(tensor.quantisation.get("nested_group_size", 256))
-        table, outer = parts["nested_quant_map"].to(torch.float32), parts["nested_absmax"].to(torch.float32)
+        table = parts["nested_quant_map"].to(torch.float32).reshape(-1)
+        outer = parts["nested_absmax"].to(torch.float32).reshape(-1)
         if table.numel() != 256 or outer.numel() * nested < absmax.numel():
             _misfit(tensor, "its nested scales are too few")
-        outer = outer.repeat_interleave(nested)[: absmax.numel()]
+        outer = outer[torch.arange(absmax.numel(), device=outer.device) // nested]
         absmax = table[absmax.int()] * outer + float(tensor.quantisation.get("nested_offset", 0.0))
     absmax = absmax.to(torch.float32)
     if parts["quant_map"].numel() != 16 or absmax.numel() * size < tensor.numel:
         _misfit(tensor, f"{absmax.numel()} scales for {tensor.numel} elements in blocks of {size}")
-    pairs = _pairs(parts["quant_map"].to(torch.float32)).flip(-1)
+    pairs = _pairs(parts["quant_map"].to(torch.float32).reshape(-1)).flip(-1)
 
     def blocks(rows: slice) -> Values:
         piece = pairs[raw[rows.start * size // 2 : rows.stop * size // 2].int()].reshape(-1)
@@ -173,7 +176,7 @@ def _bnb4(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
 
 def _bnb8(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
     """w = q · SCB / 127, SCB the largest magnitude of each row. Source: LLM.int8(), Dettmers et al. 2022."""
-    if "weight_format" in parts and int(parts["weight_format"].reshape(-1)[0]) != 0:
+    if "weight_format" in parts and bool((parts["weight_format"] != 0).any()):
         _misfit(tensor, "its rows are tiled for one kind of GPU")
     if parts["SCB"].numel() != tensor.shape[0]:
         _misfit(tensor, f"{parts['SCB'].numel()} scales for {tensor.shape[0]} rows")
@@ -194,10 +197,12 @@ def _spread(tensor: Tensor, scale: Values, values: Values, block: tuple[int, int
     """`scale` in a shape that broadcasts over `values`."""
     if scale.numel() == 1:
         return scale.reshape(())
-    if block is not None:
+    if block is not None and scale.ndim == values.ndim:
         rows, cols = values.shape[-2:]
-        scale = scale.repeat_interleave(block[0], -2)[..., :rows, :]
-        scale = scale.repeat_interleave(block[1], -1)[..., :cols]
+        if scale.shape[-2] * block[0] < rows or scale.shape[-1] * block[1] < cols:
+            _misfit(tensor, f"scales {tuple(scale.shape)} for values {tuple(values.shape)}")
+        scale = scale[..., torch.arange(rows, device=scale.device) // block[0], :]
+        scale = scale[..., torch.arange(cols, device=scale.device) // block[1]]
     elif scale.ndim < values.ndim:
         scale = scale.reshape(*scale.shape, *[1] * (values.ndim - scale.ndim))
     if scale.ndim != values.ndim or any(
@@ -225,7 +230,7 @@ def _fp4(tensor: Tensor, parts: Mapping[str, Values]) -> Values:
         whole = whole.to(torch.float32).reshape(-1, *[1] * (scale.ndim - 1))
         # compressed-tensors stores the inverse of modelopt's
         scale = scale * whole if "weight_scale_2" in parts else scale / whole
-    return _fp4_groups(tensor, packed.contiguous().view(torch.uint8), scale, size)
+    return _fp4_groups(tensor, _bytes(packed), scale, size)
 
 
 def _fp4_groups(tensor: Tensor, packed: Values, scale: Values, size: int) -> Values:
@@ -315,6 +320,11 @@ def _group_of_inputs(tensor: Tensor, order: Values | None, scales: Values) -> Va
     ):
         _misfit(tensor, f"its scales {tuple(scales.shape)} do not serve all {ins} inputs")
     return group
+
+
+def _bytes(stored: Values) -> Values:
+    """The bytes of an array of any dtype, flat."""
+    return stored.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _as_scale(scale: Values) -> Values:

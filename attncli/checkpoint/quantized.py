@@ -18,6 +18,7 @@ from attncli.checkpoint.gguf import GGML_TYPES
 from attncli.errors import CheckpointError
 from attncli.records import Anomaly, Array, Config, Tensor
 
+MAX_BNB_BLOCK = 1 << 16  # bitsandbytes offers up to 4096
 MAX_STATE_BYTES = 1 << 16  # quant_state is a few hundred bytes of JSON
 
 
@@ -220,7 +221,7 @@ def _join_modelopt_fp4(group: _Arrays, stem: str) -> Tensor | None:
 def _fp4_pairs(name: str, packed: Array, scale: Array, parts: Mapping[str, Array]) -> Tensor:
     """Two fp4 (e2m1) values a byte, the first in the low nibble; one scale for 16 (NVFP4) or 32 (MXFP4)."""
     ins, groups = packed.shape[-1] * 2, scale.shape[-1]
-    if scale.shape[:-1] != packed.shape[:-1] or not groups or ins % groups:
+    if scale.shape[:-1] != packed.shape[:-1] or ins not in (groups * 16, groups * 32) or not groups:
         raise _UnknownError(name, f"scales {scale.shape} do not fit packed {packed.shape}.")
     kind = "nvfp4" if scale.dtype.startswith("float8_e4m3") or ins // groups == 16 else "mxfp4"
     return _joined(name, (*packed.shape[:-1], ins), kind, kind, parts, bits=4, group_size=ins // groups)
@@ -266,6 +267,9 @@ def _join_bnb4(group: _Arrays, stem: str) -> Tensor | None:
             stem,
             f"{state.name} says {shape}, but there are {parts['weight'].size_bytes} bytes of 4-bit pairs.",
         )
+    size = _positive(values.get("blocksize")) or 64
+    if size % 2 or size > MAX_BNB_BLOCK:
+        raise _UnknownError(stem, f"{state.name} says blocks of {size} values; expected 64 to 4096.")
     offset = values.get("nested_offset")
     return _joined(
         stem,
@@ -274,7 +278,7 @@ def _join_bnb4(group: _Arrays, stem: str) -> Tensor | None:
         f"bnb-{kind}",
         parts,
         bits=4,
-        group_size=_positive(values.get("blocksize")) or 64,
+        group_size=size,
         nested_group_size=_positive(values.get("nested_blocksize")),
         nested_offset=float(offset) if isinstance(offset, (int, float)) else None,
     )
@@ -313,7 +317,7 @@ def _join_mlx(group: _Arrays, stem: str) -> Tensor | None:
     """MLX: weight uint32 [.., in·bits/32], scales and biases [.., in/group]; w = scale · q + bias."""
     parts = group.parts(f"{stem}.", ("weight", "scales", "biases", "qbiases"))
     weight, scales = parts.get("weight"), parts["scales"]
-    if weight is None or weight.dtype != "uint32" or not weight.shape:
+    if weight is None or weight.dtype != "uint32" or not weight.shape or not scales.shape:
         return None
     name, cols = weight.name, weight.shape[-1]
     if scales.shape[:-1] != weight.shape[:-1] or not scales.shape[-1] or cols * 32 % scales.shape[-1]:
