@@ -9,9 +9,9 @@ import fnmatch
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attncli import __version__, records
 from attncli.checkpoint import open_checkpoint
@@ -83,8 +83,7 @@ def inspect(
 # --- values -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
+class _Reading(NamedTuple):
     measurements: tuple[Measurement, ...]
     anomalies: tuple[Anomaly, ...]
     notes: tuple[str, ...]

@@ -194,7 +194,8 @@ class Layer:
     `layout`: one of `attncli.layout.LAYOUTS`. `scale`: the factor on q·k. `stack`: the path with the
     layer's number as "#", shared by all layers of one stack; `index`: that number. `facts`: what differs by
     design and is no finding (gate, sinks, window, soft cap, RoPE order, value head size, …).
-    `score_terms` is how to bound q·k from the weights; empty where that is not possible.
+    `rows`: where each head lies, by side "q", "k", "v", "o" (o by its input axis). `score_terms` is how to
+    bound q·k from the weights; empty where that is not possible.
     """
 
     id: str
@@ -208,6 +209,7 @@ class Layer:
     evidence: Mapping[str, Evidence]
     tensors: tuple[LayerTensor, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, HeadRows] = field(default_factory=dict)
     score_terms: tuple[ScoreTerm, ...] = ()
     anomalies: tuple[Anomaly, ...] = ()
     stack: str = ""

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
-from attncli.checkpoint import distributed, export, gguf, npz, safetensors, torchfile
+from attncli.checkpoint import safetensors
 from attncli.checkpoint.contents import Contents
 from attncli.errors import CheckpointError, UnsupportedFormatError
 
@@ -42,15 +43,13 @@ class Head:
         return any(re.search(pattern, name) for name in self.members)
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     name: str
     recognised: Callable[[Head], bool]
     read: Callable[[Path], Contents]
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(NamedTuple):
     """A format attncli names but does not read, and what to do instead."""
 
     name: str
@@ -87,6 +86,16 @@ def read_file(path: Path) -> Contents:
         f"; {suffix} should begin with {expected}." if expected else "."
     )
     raise CheckpointError(str(path), problem, f"Known formats: {', '.join(known.name for known in FORMATS)}.")
+
+
+def _reader(room: str, function: str = "read") -> Callable[[Path], Contents]:
+    """A reader that is imported when a file needs it: start-up is paid on every call, readers are many."""
+
+    def read(path: Path) -> Contents:
+        found: Callable[[Path], Contents] = getattr(import_module(f"attncli.checkpoint.{room}"), function)
+        return found(path)
+
+    return read
 
 
 def _is_text(head: Head) -> bool:
@@ -132,24 +141,26 @@ FORMATS: tuple[Format, ...] = (
         lambda head: safetensors.looks_like(head.start) and not head.start[:8].isspace(),
         safetensors.read,
     ),
-    Format("GGUF", _starts(b"GGUF", b"FUGG"), gguf.read),
+    Format("GGUF", _starts(b"GGUF", b"FUGG"), _reader("gguf")),
     Format(
         "torch.export archive",
         lambda head: head.has_member(
             r"(^|/)archive_format$|(^|/)serialized_exported_program\.json$|(^|/)data/weights/.*config\.json$"
         ),
-        export.read,
+        _reader("export"),
     ),
-    Format("torch zip file", lambda head: head.has_member(r"(^|/)data\.pkl$"), torchfile.read_zip),
+    Format(
+        "torch zip file", lambda head: head.has_member(r"(^|/)data\.pkl$"), _reader("torchfile", "read_zip")
+    ),
     Format(
         "legacy torch file",
         lambda head: (
             head.start.startswith(_LEGACY_TORCH)
             or b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head.start[:24]
         ),
-        torchfile.read_legacy,
+        _reader("torchfile", "read_legacy"),
     ),
-    Format("npz", lambda head: head.has_member(r"\.npy$"), npz.read),
+    Format("npz", lambda head: head.has_member(r"\.npy$"), _reader("npz")),
 )
 
 FOREIGN: tuple[Foreign, ...] = (
@@ -224,5 +235,5 @@ FOREIGN: tuple[Foreign, ...] = (
 )
 
 FOLDER_FORMATS: tuple[tuple[str, str, Callable[[Path], Contents]], ...] = (
-    ("distributed checkpoint", ".metadata", distributed.read),
+    ("distributed checkpoint", ".metadata", _reader("distributed")),
 )

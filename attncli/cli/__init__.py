@@ -9,14 +9,16 @@ from typing import Annotated
 import typer
 
 from attncli import __version__
+from attncli.cli.help import Command, Group
 from attncli.cli.inspect import inspect
 from attncli.cli.settings import project_defaults
 from attncli.errors import AttncliError
 
 app = typer.Typer(
     name="attncli",
-    help="The linter and debugger for attention.",
+    cls=Group,
     no_args_is_help=True,
+    rich_markup_mode=None,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -79,4 +81,4 @@ def main(
 
 # --- commands -----------------------------------------------------------------------------------------
 
-app.command("inspect")(inspect)
+app.command("inspect", cls=Command)(inspect)

@@ -11,8 +11,9 @@ from attncli.layout import families
 from attncli.layout.geometry import Geometry, geometry
 from attncli.layout.heads import Heads, Options, resolve
 from attncli.layout.names import Site, attention_sites, layer_index, template
+from attncli.layout.rows import head_rows
 from attncli.layout.scores import Surroundings, score_terms
-from attncli.layout.settings import Settings, SettingsReader
+from attncli.layout.settings import SettingsReader
 from attncli.records import Anomaly, Config, Evidence, Layer, LayerTensor, Tensor
 
 __all__ = ["LAYOUTS", "Options", "attention_layers"]
@@ -80,6 +81,7 @@ def _layer(
     kind, kind_evidence = _kind(site, shape, paths)
     evidence: dict[str, Evidence] = {**heads.evidence, "kind": kind_evidence}
     scale, evidence["scale"] = _scale(site, model_type, raw, heads, index, is_gguf)
+    rows = head_rows(site, shape, heads, model_type)
     around = Surroundings(tensors, model_type, is_gguf)
     anomalies = [*heads.anomalies, *_layout_anomalies(site, heads)]
     return Layer(
@@ -94,7 +96,8 @@ def _layer(
         evidence=evidence,
         tensors=_layer_tensors(site),
         facts=_facts(site, shape, heads, raw, model_type, is_gguf, index),
-        score_terms=score_terms(site, shape, heads, around, kind),
+        score_terms=score_terms(site, shape, heads, around, rows, kind),
+        rows=rows,
         anomalies=tuple(anomalies),
         stack=template(site.path),
         index=index,

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from attncli.layout.names import Site
 from attncli.records import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
+class Matrix(NamedTuple):
     """One projection as a matrix: `rows` outputs, `columns` inputs. `heads` where the shape has its own axis."""
 
     rows: int
@@ -28,8 +26,7 @@ class Matrix:
     stacked: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Output widths per projection (elements). None: not there, or not separable without more facts."""
 
     q: int | None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from attncli.layout import families
 from attncli.layout.geometry import Geometry
@@ -17,8 +18,7 @@ from attncli.layout.settings import Settings
 from attncli.records import Anomaly, Evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """What the user says of the model; used where neither config nor shapes say it."""
 
     heads: int | None = None
@@ -562,11 +562,11 @@ _ORDER_BY_NAME: tuple[tuple[str, str], ...] = (
     ),
     (r"(^|\.)layers\.\d+\.self_attn\.query_key_value\.", "fused-head"),  # Persimmon
     (
-        r"(^|\.)language_model\.(encoder|transformer)\.layers\.\d+\.(self_)?attention\.query_key_value\.",
+        r"(^|\.)language_model\.(encoder|decoder|transformer)\.layers\.\d+\.(self_)?attention\.query_key_value\.",
         "fused-group",
     ),
     (r"(^|\.)qkv_proj\.", "fused-block"),
     (r"(^|\.)to_qkv\.", "fused-block"),
-    (r"(^|\.)(qkv|qkv_[a-z]|w_qkv|attn_qkv)(\.|$)", "fused-block"),
+    (r"(^|\.)(qkv|qkv_[a-z]|w_qkv|[a-z_]*attn_qkv)(\.|$)", "fused-block"),
     (r"(^|\.)queries_keys_values\.", "fused-unequal"),
 )

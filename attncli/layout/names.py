@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from attncli.records import Tensor
 
@@ -20,8 +21,7 @@ from attncli.records import Tensor
 Role = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """The tensors of one attention layer by role; biases under `q_bias`, `qkv_bias` …
 
     `container`: the module that holds the projections. `path`: the common prefix of projections and output.

@@ -7,8 +7,8 @@ a positional term inside the product, a convolution or an unknown norm gain leav
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from attncli.layout import families
 from attncli.layout.geometry import Geometry
@@ -17,8 +17,7 @@ from attncli.layout.names import Site, layer_index
 from attncli.records import HeadRows, Norm, ScoreSide, ScoreTerm, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What the rest of the checkpoint says that a site alone does not: every tensor by name, and the family.
 
     `gain_known`: whether a norm's weight is known to be its gain (GGUF stores gains; the family says).
@@ -38,7 +37,12 @@ class Surroundings:
 
 
 def score_terms(
-    site: Site, shape: Geometry, heads: Heads, around: Surroundings, kind: str | None
+    site: Site,
+    shape: Geometry,
+    heads: Heads,
+    around: Surroundings,
+    rows: Mapping[str, HeadRows],
+    kind: str | None,
 ) -> tuple[ScoreTerm, ...]:
     """The terms whose sum is q·k, or () where the weights do not determine its size."""
     if site.mechanism != "softmax" or not shape.sliceable or around.model_type in _SCALED_BEHIND_THE_NORM:
@@ -53,10 +57,7 @@ def score_terms(
     if heads.layout == "mla":
         return _mla_terms(site, heads, around, before)
     key_before = _memory_norm(site, around) if kind == "cross" else before
-    rows = _ROWS.get(heads.layout)
-    if rows is None:
-        return ()
-    query, key = rows(site, shape, heads, around.model_type)
+    query, key = rows.get("q"), rows.get("k")
     if query is None or key is None:
         return ()
     after_q, starts_q, sure_q = _after(site, "q_norm", heads, query, around)
@@ -68,138 +69,7 @@ def score_terms(
     )
 
 
-# --- rows per head ------------------------------------------------------------------------------------
-
-_Pair = tuple[HeadRows | None, HeadRows | None]
-
-
-def _kv_of(heads: Heads, model_type: str) -> list[int]:
-    assert heads.heads and heads.kv_heads
-    if families.kv_head_is_modulo(model_type):
-        return [h % heads.kv_heads for h in range(heads.heads)]
-    ratio = heads.heads // heads.kv_heads
-    return [h // ratio for h in range(heads.heads)]
-
-
-def _rows(
-    site: Site,
-    role: str,
-    starts: list[int],
-    heads: Heads,
-    axis: int,
-    bias_role: str | None = None,
-    bias_starts: list[int] | None = None,
-) -> HeadRows:
-    assert heads.head_dim
-    bias = site.roles.get(bias_role or f"{role}_bias")
-    return HeadRows(
-        tensor=site.roles[role].name,
-        starts=tuple(starts),
-        width=heads.head_dim,
-        out_axis=1 if axis else 0,
-        bias=bias.name if bias is not None else None,
-        bias_starts=tuple(bias_starts if bias_starts is not None else starts) if bias is not None else (),
-    )
-
-
-def _separate(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
-    if "q" not in site.roles or "k" not in site.roles:
-        return None, None
-    assert heads.heads and heads.head_dim
-    d = heads.head_dim
-    step = 2 * d if heads.gate and "gate" not in site.roles else d
-    q = [h * step for h in range(heads.heads)]
-    k = [g * d for g in _kv_of(heads, model_type)]
-    if "qkv_bias" in site.roles:  # nn.MultiheadAttention with kdim ≠ embed_dim: one bias for all three
-        width = heads.q or 0
-        return (
-            _rows(site, "q", q, heads, shape.out_axis, "qkv_bias"),
-            _rows(site, "k", k, heads, shape.out_axis, "qkv_bias", [width + start for start in k]),
-        )
-    return _rows(site, "q", q, heads, shape.out_axis), _rows(site, "k", k, heads, shape.out_axis)
-
-
-def _fused(
-    starts: Callable[[Heads, list[int]], tuple[list[int], list[int]]],
-) -> Callable[[Site, Geometry, Heads, str], _Pair]:
-    def rows(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
-        if not heads.q or not heads.k:
-            return None, None
-        q, k = starts(heads, _kv_of(heads, model_type))
-        if (
-            "qkv_bias" not in site.roles and "q_bias" in site.roles
-        ):  # BEiT, DeBERTa v1, LayoutLMv2: split biases
-            d = heads.head_dim or 0
-            own = [h * d for h in range(heads.heads or 0)]
-            key_bias = "k_bias" if "k_bias" in site.roles else "no_bias"
-            return (
-                _rows(site, "qkv", q, heads, shape.out_axis, "q_bias", own),
-                _rows(site, "qkv", k, heads, shape.out_axis, key_bias, own),
-            )
-        return _rows(site, "qkv", q, heads, shape.out_axis), _rows(site, "qkv", k, heads, shape.out_axis)
-
-    return rows
-
-
-def _block_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
-    d, q = heads.head_dim or 0, heads.q or 0
-    lead = q if heads.gate else 0  # hrm_text: [gate | q | k | v]
-    return [lead + h * d for h in range(heads.heads or 0)], [lead + q + g * d for g in kv_of]
-
-
-def _head_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
-    d = heads.head_dim or 0
-    return [h * 3 * d for h in range(heads.heads or 0)], [h * 3 * d + d for h in range(heads.heads or 0)]
-
-
-def _group_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
-    d, count, groups = heads.head_dim or 0, heads.heads or 0, heads.kv_heads or 1
-    r = count // groups
-    span = (2 * r + 2) * d if heads.gate else (r + 2) * d
-    lead = 2 * r * d if heads.gate else r * d
-    return [(h // r) * span + (h % r) * d for h in range(count)], [
-        (h // r) * span + lead for h in range(count)
-    ]
-
-
-def _qvk_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
-    """CodeGen: four model-parallel blocks, each [Q | V | K] of its quarter of the heads."""
-    d, count = heads.head_dim or 0, heads.heads or 0
-    local = count // 4
-    q = [(h // local) * 3 * local * d + (h % local) * d for h in range(count)]
-    return q, [start + 2 * local * d for start in q]
-
-
-def _unequal_starts(heads: Heads, kv_of: list[int]) -> tuple[list[int], list[int]]:
-    d = heads.head_dim or 0
-    span = 2 * d + (heads.v_head_dim or 0)
-    return [h * span for h in range(heads.heads or 0)], [h * span + d for h in range(heads.heads or 0)]
-
-
-def _mlp(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
-    if not heads.q or not shape.fused:
-        return None, None
-    d, count, width = heads.head_dim or 0, heads.heads or 0, heads.q
-    # ViT-22B style blocks store [mlp | q | k | v]; Flux single blocks [q | k | v | mlp].
-    lead = shape.fused - 3 * width if "in_proj" in site.roles["qkv"].name else 0
-    q = [lead + h * d for h in range(count)]
-    return _rows(site, "qkv", q, heads, 0), _rows(site, "qkv", [s + width for s in q], heads, 0)
-
-
-def _query_and_kv(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
-    if "q" not in site.roles or "kv" not in site.roles or heads.v_head_dim != heads.head_dim:
-        return None, None
-    d = heads.head_dim or 0
-    q = [h * d for h in range(heads.heads or 0)]
-    k = [g * d for g in _kv_of(heads, model_type)]
-    return _rows(site, "q", q, heads, shape.out_axis), _rows(site, "kv", k, heads, shape.out_axis)
-
-
-def _qk(site: Site, shape: Geometry, heads: Heads, model_type: str) -> _Pair:
-    d, width = heads.head_dim or 0, heads.q or 0
-    q = [h * d for h in range(heads.heads or 0)]
-    k = q if heads.layout == "shared-qk" else [width + start for start in q]
-    return _rows(site, "qk", q, heads, shape.out_axis), _rows(site, "qk", k, heads, shape.out_axis)
+# --- latent attention ----------------------------------------------------------------------------------
 
 
 def _mla_terms(site: Site, heads: Heads, around: Surroundings, before: Norm | None) -> tuple[ScoreTerm, ...]:
@@ -362,18 +232,6 @@ def _has_final_norm(block: str, tensors: Mapping[str, Tensor]) -> bool:
 
 # --- tables -------------------------------------------------------------------------------------------
 
-_ROWS: dict[str, Callable[[Site, Geometry, Heads, str], _Pair]] = {
-    "separate": _separate,
-    "k-eq-v": _separate,
-    "fused-block": _fused(_block_starts),
-    "fused-head": _fused(_head_starts),
-    "fused-group": _fused(_group_starts),
-    "fused-qvk": _fused(_qvk_starts),
-    "fused-unequal": _fused(_unequal_starts),
-    "fused-mlp": _mlp,
-    "q+kv": _query_and_kv,
-    "qk+v": _qk,
-}
 # Families that multiply q or k again between norm and product, or that normalise without a weight to see.
 _SCALED_BEHIND_THE_NORM = frozenset(
     {"falcon_h1", "muse", "llama4", "llama4_text", "reformer", "longcat_flash", "timesfm", "timesfm2_5"}

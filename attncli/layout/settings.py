@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from attncli.records import Config
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """One config node as it applies to one layer. `keys` says which key gave each number, for messages.
 
     `kv_heads` and `head_dims` list every value the node allows (sliding and global layers may differ); the
@@ -30,7 +28,7 @@ class Settings:
     head_dims: tuple[int, ...]
     hidden: frozenset[int]
     raw: Mapping[str, Any]
-    keys: Mapping[str, str] = field(default_factory=dict)
+    keys: Mapping[str, str] = {}
     affinity: int = 0
 
     @property
@@ -39,8 +37,7 @@ class Settings:
         return f"{self.source} ({self.node})" if self.node else self.source
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(NamedTuple):
     source: str
     name: str
     raw: Mapping[str, Any]
@@ -52,18 +49,12 @@ class SettingsReader:
     def __init__(self, configs: Sequence[Config]) -> None:
         self._nodes = [node for config in configs for node in _nodes(config)]
         self.model_type = next((str(n.raw["model_type"]) for n in self._nodes if n.raw.get("model_type")), "")
-        # Scalars of the top level hold for every tower unless the tower says otherwise.
-        self._cache: dict[tuple[str, int | None, bool], tuple[Settings, ...]] = {}
 
     def for_layer(self, path: str, index: int | None) -> tuple[Settings, ...]:
         """Nodes that may describe the layer at `path`, the likeliest first."""
-        key = (re.sub(r"\d+", "#", path), index, "decoder" in path)
-        if key not in self._cache:
-            found = [_settings(node, path, index) for node in self._nodes]
-            kept = [settings for settings in found if settings is not None]
-            kept.sort(key=lambda settings: -settings.affinity)
-            self._cache[key] = tuple(kept)
-        return self._cache[key]
+        found = [_settings(node, path, index) for node in self._nodes]
+        kept = [settings for settings in found if settings is not None]
+        return tuple(sorted(kept, key=lambda settings: -settings.affinity))
 
     @property
     def nodes(self) -> Iterator[Mapping[str, Any]]:
@@ -94,7 +85,7 @@ def _walk(source: str, name: str, raw: Mapping[str, Any], depth: int) -> Iterato
 
 
 def _looks_like_model(name: str, raw: Mapping[str, Any]) -> bool:
-    return name.endswith("config") or any(key in raw for key in _HEADS)
+    return name.endswith(("config", "cfg")) or any(key in raw for key in _HEADS)
 
 
 def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,8 +136,10 @@ def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
         model_type=str(raw.get("model_type", "")),
         heads=heads,
         kv_heads=kv,
-        head_dims=_pick(raw, _HEAD_DIMS, index, keys, "head_dim"),
-        hidden=frozenset(v for k in raw if _WIDTH.search(str(k)) and (v := _whole(raw[k])) is not None),
+        head_dims=()
+        if keys.get("heads") == "attention_head_dim"
+        else _pick(raw, _HEAD_DIMS, index, keys, "head_dim"),
+        hidden=frozenset(_widths(raw)),
         raw=raw,
         keys=keys,
         affinity=_affinity(node.name, path),
@@ -155,7 +148,8 @@ def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
 
 def _heads_keys(raw: Mapping[str, Any], path: str) -> tuple[str, ...]:
     """Keys that count heads, those that name a part of the path ("decoder_attention_heads") first."""
-    segments = re.split(r"[._]", path)
+    # The module's own name (`encoder_attn`) says what it attends to, not where it stands.
+    segments = re.split(r"[._]", path.rpartition(".")[0])
     sides = [
         key
         for key in raw
@@ -220,6 +214,15 @@ def _implied_kv(
         keys["kv_heads"] = "multi_query"
         return (1,)
     return ()
+
+
+def _widths(raw: Mapping[str, Any]) -> Iterator[int]:
+    for key, value in raw.items():
+        if _WIDTH.search(str(key)):
+            for item in value if isinstance(value, (list, tuple)) else (value,):
+                number = _whole(item)
+                if number is not None:
+                    yield number
 
 
 def _affinity(node: str, path: str) -> int:
@@ -314,7 +317,7 @@ _HEAD_DIMS = (
     "sliding_head_dim",
 )
 # Widths a projection may read: any of them shows that the node speaks of this tower.
-_WIDTH = re.compile(r"hidden|d_model|n_embd|emb|width|dim$|_state$|channels|ninp|embedding_length")
+_WIDTH = re.compile(r"hidden|d_model|n_embd|emb|width|(?<!head_)dim$|_state$|channels|ninp|embedding_length")
 _SIDE_HEADS = re.compile(r"(?:num_)?(?P<side>[a-z]{3,}?)_(?:num_)?(?:attention_heads|num_heads|n_heads?)")
 
 _GGUF_KEYS = {

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from attncli.records import Report
-from attncli.render import table
+
+
+def as_table(report: Report) -> str:
+    from attncli.render import table  # rich is imported only where a table is drawn
+
+    return table.text(report)
 
 
 def as_json(report: Report) -> str:
@@ -14,6 +19,6 @@ def as_json(report: Report) -> str:
 
 # Formats that are text as a whole. The table is drawn on a console instead (`table.draw`).
 TEXT_FORMATS: dict[str, Callable[[Report], str]] = {
-    "table": table.text,
+    "table": as_table,
     "json": as_json,
 }

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from attncli.records import Anomaly, Finding, Layer, Measurement, Severity
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(NamedTuple):
     """Everything a rule may look at. `anomalies`: what the readers stated about files and weights."""
 
     layers: tuple[Layer, ...] = ()
@@ -18,8 +16,7 @@ class Observed:
     anomalies: tuple[Anomaly, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One defect: `code` is stable, `name` names the defect (not its remedy).
 
     `formula`: what is computed. `threshold`: where it turns into a finding. `provenance`: whether that
