@@ -9,8 +9,8 @@ from attncli.checkpoint.state_dict import (
     module_tensors,
     plain_settings,
     select,
-    strip_wrappers,
 )
+from attncli.checkpoint.wrappers import strip_wrappers
 from attncli.errors import CheckpointError
 
 

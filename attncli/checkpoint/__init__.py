@@ -14,7 +14,7 @@ from attncli.checkpoint.contents import Contents
 from attncli.checkpoint.folder import configs_beside, missing_shards, read_folder, read_index
 from attncli.checkpoint.formats import read_file
 from attncli.checkpoint.quantized import logical_tensors
-from attncli.checkpoint.state_dict import strip_wrappers
+from attncli.checkpoint.wrappers import strip_wrappers
 from attncli.errors import CheckpointError
 from attncli.records import Array, Checkpoint, Config
 

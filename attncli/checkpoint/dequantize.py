@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor as Values
 
-from attncli.checkpoint.gguf import GGML_TYPES
+from attncli.checkpoint.ggml import GGML_TYPES
 from attncli.errors import CheckpointError
 from attncli.records import Tensor
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from attncli.checkpoint.gguf import GGML_TYPES
+from attncli.checkpoint.ggml import GGML_TYPES
 from attncli.errors import CheckpointError
 from attncli.records import Anomaly, Array, Config, Tensor
 
@@ -64,19 +63,17 @@ def logical_tensors(
 # --- what the joins work with -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
+class _Settings(NamedTuple):
     """The numbers of a quantization_config that shapes alone may not settle."""
 
     bits: int | None = None
     group_size: int | None = None
     gptq_zero_offset: int = 1
     block_size: tuple[int, int] | None = None
-    layers: Mapping[str, Any] = field(default_factory=dict)  # MLX: module path → its own settings
+    layers: Mapping[str, Any] = {}  # MLX: module path → its own settings
 
 
-@dataclass(frozen=True, slots=True)
-class _Arrays:
+class _Arrays(NamedTuple):
     by_name: Mapping[str, Array]
     settings: _Settings
     read_bytes: Callable[[Array], bytes]
@@ -485,8 +482,7 @@ def _positive(value: Any) -> int | None:
 # --- tables -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Scheme:
+class Scheme(NamedTuple):
     """`anchors`: how the array's name ends that gives the scheme away; `join` gets the name without it."""
 
     name: str

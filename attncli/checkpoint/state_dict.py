@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attncli.checkpoint.pickle_values import Call, OpaqueKey, PickledTensor
+from attncli.checkpoint.wrappers import strip_wrappers
 from attncli.errors import CheckpointError
 from attncli.records import Config
 
@@ -66,42 +67,6 @@ def module_tensors(root: Any, subject: str) -> dict[str, PickledTensor]:
     return found
 
 
-def strip_wrappers(names: Sequence[str]) -> list[str]:
-    """The names without what training wrappers put into them, in the same order.
-
-    - `_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`, `_forward_module`, `_fpw_module`,
-      `model_ema`: anywhere; no module of a model is called so.
-    - `base_layer` (PEFT): anywhere but at the end. `base_model.model.` (PEFT): at the start.
-    - `module`, `net`, `student`, `teacher`, `state_dict`: at the start, if every dotted name has it.
-    - `module` as the second segment, if every name below that first segment has it (one part of the model
-      was wrapped for data parallelism). Deeper it is kept: it is then a residual branch or the like
-      (LeViT's `encoder.stages.0.layers.0.module.queries`).
-    - `model` at the start, if every name has it and it wraps a model whose own names follow: the second
-      segments hold `model` again, or a base (`transformer`, `bert`, …) beside a head (`lm_head`, …).
-      Otherwise `model.` is the model's own (Hugging Face).
-
-    Repeated until nothing changes. Names that would collide stay as they were.
-
-    >>> strip_wrappers(["module._orig_mod.h.0.attn.weight", "module._orig_mod.h.1.attn.weight"])
-    ['h.0.attn.weight', 'h.1.attn.weight']
-    """
-    paths = [_without_private(name.split(".")) for name in names]
-    while True:
-        shorter = _strip_once(paths)
-        if shorter == paths:
-            break
-        paths = shorter
-    stripped = [".".join(path) for path in paths]
-    kept = list(stripped)
-    while True:
-        # Putting one name back can meet another that was stripped to it: repeat until all differ.
-        counts = Counter(kept)
-        following = [name if counts[short] > 1 else short for name, short in zip(names, kept, strict=True)]
-        if following == kept:
-            return kept
-        kept = following
-
-
 def is_optimizer_name(name: str) -> bool:
     """Whether a flat name is an optimizer's: one of its first two segments or its last says so."""
     segments = name.split(".")
@@ -113,44 +78,6 @@ def is_optimizer_name(name: str) -> bool:
 def is_training_state_name(name: str) -> bool:
     """Whether a flat name is of a random generator, scheduler or loss scaler."""
     return bool(_TRAINING_STATE.search(name.partition(".")[0]))
-
-
-# --- wrappers in names ----------------------------------------------------------------------------------
-
-
-def _without_private(path: list[str]) -> list[str]:
-    last = len(path) - 1
-    return [
-        segment
-        for i, segment in enumerate(path)
-        if i == last or not (segment in _PRIVATE_WRAPPERS or (segment == "base_layer" and i > 0))
-    ]
-
-
-def _strip_once(paths: list[list[str]]) -> list[list[str]]:
-    paths = [path[2:] if path[:2] == ["base_model", "model"] and len(path) > 2 else path for path in paths]
-    dotted = [path for path in paths if len(path) > 1]
-    if not dotted:
-        return paths
-    first = {path[0] for path in dotted}
-    if len(first) == 1:
-        head = next(iter(first))
-        if head in _LEADING_WRAPPERS or (head == "model" and _wraps_a_model(dotted)):
-            return [path[1:] if len(path) > 1 else path for path in paths]
-    second: dict[str, set[str]] = {}
-    for path in dotted:
-        second.setdefault(path[0], set()).add(path[1] if len(path) > 2 else "")
-    inner = {head for head, segments in second.items() if segments == {"module"}}
-    if inner:
-        return [[path[0], *path[2:]] if path[0] in inner and len(path) > 2 else path for path in paths]
-    return paths
-
-
-def _wraps_a_model(paths: list[list[str]]) -> bool:
-    second = {path[1] for path in paths}
-    if "model" in second:
-        return True
-    return not second.isdisjoint(_BASES) and not second.isdisjoint(_HEADS)
 
 
 # --- choosing -------------------------------------------------------------------------------------------
@@ -420,18 +347,6 @@ def _plain_call(call: Call, budget: list[int], depth: int) -> Any:
 
 
 _HOLDERS = (dict, list, tuple, Call, PickledTensor)
-_PRIVATE_WRAPPERS = frozenset({
-    "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module",
-    "model_ema",
-})  # fmt: skip
-_LEADING_WRAPPERS = frozenset({"module", "net", "student", "teacher", "state_dict"})
-# Base models of transformers and the heads that stand beside them in their own names.
-_BASES = frozenset({
-    "transformer", "bert", "roberta", "deberta", "distilbert", "electra", "albert", "gpt_neox", "vit", "deit",
-    "swin", "t5", "backbone", "rwkv", "esm", "xlm_roberta", "camembert", "longformer", "mpnet",
-})  # fmt: skip
-_HEADS = frozenset({"lm_head", "classifier", "score", "qa_outputs", "cls", "embed_out", "pre_classifier"})
-
 # Keys that say nothing but "the weights are in here".
 _WRAPPER_KEYS = frozenset({
     "state_dict", "model_state_dict", "model", "module", "model_state", "net", "network", "params", "param",
