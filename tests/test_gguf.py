@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from attncli.checkpoint import gguf
 from attncli.checkpoint.contents import Contents
+from attncli.checkpoint.ggml import GGML_TYPES, BlockType
 from attncli.errors import CheckpointError, UnsupportedFormatError
 from attncli.records import Anomaly
 
@@ -155,8 +156,8 @@ def test_the_type_table_agrees_with_the_reference() -> None:
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
     names |= {f"I{n}": f"int{n}" for n in (8, 16, 32, 64)}
     for kind, (elements, size_bytes) in reference.GGML_QUANT_SIZES.items():
-        expected = gguf.BlockType(names.get(kind.name, kind.name.lower()), elements, size_bytes)
-        assert gguf.GGML_TYPES[int(kind)] == expected
+        expected = BlockType(names.get(kind.name, kind.name.lower()), elements, size_bytes)
+        assert GGML_TYPES[int(kind)] == expected
 
 
 def test_shapes_are_in_torch_order_and_offsets_count_from_the_file_start(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def project_defaults() -> dict[str, Any]:
     if "tool.attncli" not in text:
         return {}
     table = _parse(file, text).get("tool", {}).get("attncli", {})
-    shared = {_name(key): _value(value) for key, value in table.items() if not isinstance(value, dict)}
+    shared = {_name(key): value for key, value in table.items() if not isinstance(value, dict)}
     unknown = set(shared) - _SHARED
     if unknown:
         raise UsageError(
@@ -30,7 +31,7 @@ def project_defaults() -> dict[str, Any]:
             f"Known: {', '.join(sorted(k.replace('_', '-') for k in _SHARED))}.",
         )
     own = {
-        key: {_name(k): _value(v) for k, v in value.items()}
+        key: {_name(k): v for k, v in value.items()}
         for key, value in table.items()
         if isinstance(value, dict)
     }
@@ -38,22 +39,17 @@ def project_defaults() -> dict[str, Any]:
 
 
 def _parse(file: Path, text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    # Python 3.10 has no tomllib; tomli is the same parser under its first name.
+    toml: Any = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table: dict[str, Any] = toml.loads(text)
+    except toml.TOMLDecodeError as error:
         raise UsageError(str(file), f"it is not valid TOML ({error}).", "Mend the file.") from error
+    return table
 
 
 def _name(key: str) -> str:
     return {"format": "output_format"}.get(key, key.replace("-", "_"))
-
-
-def _value(value: Any) -> Any:
-    return value
 
 
 _SHARED = frozenset({"fail_on", "select", "ignore", "baseline", "output_format", "quiet"})
