@@ -6,8 +6,9 @@ Rooms below do not know each other; this file joins them. torch is imported only
 from __future__ import annotations
 
 import fnmatch
-import platform
+import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def inspect(
         layers=chosen,
         measurements=measurements,
         findings=judge(observed),
-        notes=(*_notes(checkpoint), *read.notes),
+        notes=(*_notes(checkpoint, chosen), *read.notes),
     )
 
 
@@ -97,8 +98,11 @@ def _read_values(
     bounds: bool,
     progress: Progress | None,
 ) -> _Reading:
-    from attncli.checkpoint.values import Values
-    from attncli.weights import head_anomalies, score_bounds, value_measurements
+    with warnings.catch_warnings():
+        # torch without numpy works, but says so on every import.
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        from attncli.checkpoint.values import Values
+        from attncli.weights import head_anomalies, score_bounds, value_measurements
 
     measurements: list[Measurement] = []
     anomalies: list[Anomaly] = []
@@ -203,16 +207,23 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
 def _environment() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     return {
-        "python": platform.python_version(),
+        "python": sys.version.split()[0],
         "torch": str(torch.__version__) if torch is not None else None,
         "device": "cpu" if torch is not None else None,
         "dtype": None,
-        "platform": f"{sys.platform}-{platform.machine()}",
+        "platform": f"{sys.platform}-{os.uname().machine if hasattr(os, 'uname') else 'unknown'}",
     }
 
 
-def _notes(checkpoint: Checkpoint) -> list[str]:
-    return [f"{count} {what} tensors left out" for what, count in checkpoint.excluded.items() if count]
+def _notes(checkpoint: Checkpoint, layers: Sequence[Layer]) -> list[str]:
+    notes = [f"{count} {what} tensors left out" for what, count in checkpoint.excluded.items() if count]
+    unknown = sum(layer.kind is not None and layer.heads is None for layer in layers)
+    if unknown:
+        notes.append(
+            f"heads of {unknown} layer{'s' if unknown != 1 else ''} are unknown: no config and no shape tells them; "
+            "give --heads, or put the config.json beside the weights"
+        )
+    return notes
 
 
 def with_findings(report: Report, findings: Sequence[records.Finding]) -> Report:

@@ -157,6 +157,8 @@ def _scale(
             return named, "name"
     if "logit_scale" in site.roles and len(site.roles["logit_scale"].shape) == 3:
         return None, "name"
+    if "qkv" in site.roles and site.roles["qkv"].name.endswith("in_proj_weight") and heads.head_dim:
+        return heads.head_dim**-0.5, "name"  # torch.nn.MultiheadAttention knows no other factor
     return families.scale(model_type, raw, heads.head_dim, index)
 
 
@@ -200,6 +202,9 @@ def _facts(
         facts["cosine"] = True
     if any(role.endswith("_bias") and role[:-5] in ("q", "k", "v", "qkv", "kv", "qk") for role in roles):
         facts["bias"] = True
+    order = _order(site, heads)
+    if order is not None:
+        facts["order"] = order
     if shape.out_axis == 1:
         facts["orientation"] = "in, out"
     if shape.stacked:
@@ -230,6 +235,28 @@ def _facts(
     if schemes:
         facts["quantisation"] = ", ".join(schemes)
     return facts
+
+
+def _order(site: Site, heads: Heads) -> str | None:
+    """What lies where in the rows of a fused tensor, with numbers where they are known."""
+    d, v_dim = heads.head_dim, heads.v_head_dim or heads.head_dim
+    known = bool(heads.heads and heads.kv_heads and d)
+    if heads.layout == "fused-block":
+        blocks = [("Q", heads.q), ("K", heads.k), ("V", heads.v)]
+        if heads.gate:
+            blocks.insert(0, ("gate", heads.q))
+        return " | ".join(f"{name} {rows}" if rows else name for name, rows in blocks)
+    if heads.layout in ("fused-head", "fused-unequal"):
+        return f"{heads.heads} × (q {d}, k {d}, v {v_dim})" if known else "q, k, v per head"
+    if heads.layout == "fused-group":
+        if not known or not heads.heads or not heads.kv_heads:
+            return "queries, key, value per KV head"
+        ratio = heads.heads // heads.kv_heads
+        queries = f"{ratio} q, {ratio} gate" if heads.gate else f"{ratio} q"
+        return f"{heads.kv_heads} × ({queries}, k, v) of {d}"
+    if heads.layout == "fused-mlp":
+        return "MLP | Q | K | V" if "in_proj" in site.roles["qkv"].name else "Q | K | V | MLP"
+    return _FIXED_ORDERS.get(heads.layout)
 
 
 def _at(value: Any, index: int | None) -> Any:
@@ -290,6 +317,13 @@ _INTERLEAVED_GGUF = frozenset(
         "bailingmoe",
     }
 )
+_FIXED_ORDERS = {
+    "fused-qvk": "4 × (Q | V | K)",
+    "fused-rank": "(Q | K | V) per tensor-parallel rank",
+    "fused-unknown": "unknown",
+    "q+kv": "K | V",
+    "qk+v": "Q | K",
+}
 _ROLE_ORDER = (
     "qkv gate q_a q_a_norm q q_b q_norm qk kv_a kv_a_norm k k_norm kv_b kv k_b v v_b q_learned o_a o added_q added_k added_v added_o "
     "sinks relative_bias attention_biases pos_bias logit_scale lambda"

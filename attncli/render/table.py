@@ -238,6 +238,9 @@ def _tensor_table(rows: Sequence[Fold]) -> Table:
     table.add_column("name", overflow="fold")
     table.add_column("shape", no_wrap=True)
     table.add_column("dtype", no_wrap=True)
+    ordered = any("order" in fold.first.facts for fold in rows)
+    if ordered:
+        table.add_column("rows of a fused tensor", overflow="fold")
     for fold in rows:
         biases = {t.role.removesuffix("_bias"): t for t in fold.first.tensors if t.role.endswith("_bias")}
         label = fold.label
@@ -249,7 +252,16 @@ def _tensor_table(rows: Sequence[Fold]) -> Table:
             name = relative(tensor, fold.first)
             if bias is not None:
                 name += " + bias"
-            table.add_row(Text(clean(label)), tensor.role, Text(clean(name)), shape, clean(tensor.dtype))
+            cells: list[RenderableType] = [
+                Text(clean(label)),
+                tensor.role,
+                Text(clean(name)),
+                shape,
+                clean(tensor.dtype),
+            ]
+            if ordered:
+                cells.append(Text(str(fold.first.facts.get("order", "")) if tensor.role in _FUSED else ""))
+            table.add_row(*cells)
             label = ""
     return table
 
@@ -382,6 +394,7 @@ def count(amount: int) -> str:
 # --- tables -------------------------------------------------------------------------------------------
 
 NARROW = 90
+_FUSED = frozenset({"qkv", "kv", "qk"})
 _FACTS = {
     "gate": "{} output gate",
     "v_head_dim": "value head size {}",
