@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Severity = Literal["note", "warning", "error"]
@@ -49,10 +49,10 @@ class Array:
 class Tensor:
     """One logical tensor of the model, as the model's own code would name and shape it.
 
-    `scheme`: "plain", or how it is stored: "gptq", "awq", "bnb-nf4", "bnb-fp4", "bnb-int8", "fp8-block", "fp8",
-    "compressed-tensors", "nvfp4", "mxfp4", "mlx", "gguf". `dtype`: the array's dtype for a plain tensor, otherwise the
-    storage ("int4", "nf4", "float8_e4m3fn", "q4_1"). `parts`: the arrays that hold it, by their role
-    ("weight" for a plain tensor; e.g. "qweight", "scales", "qzeros", "g_idx" for GPTQ).
+    `scheme`: "plain", or how it is stored: "gptq", "awq", "bnb-nf4", "bnb-fp4", "bnb-int8", "fp8-block",
+    "fp8", "compressed-tensors", "nvfp4", "mxfp4", "mlx", "gguf". `dtype`: the array's dtype for a plain
+    tensor, otherwise the storage ("int4", "nf4", "float8_e4m3fn", "q4_1"). `parts`: the arrays that hold it,
+    by their role ("weight" for a plain tensor; e.g. "qweight", "scales", "qzeros", "g_idx" for GPTQ).
     """
 
     name: str
@@ -75,7 +75,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Settings that lie beside or inside the weights. `source`: "config.json", "params.json", "GGUF metadata",
+    """Settings that lie beside or inside the weights. `source`: "config.json", "GGUF metadata",
     "model_args in checkpoint" …: the words a message uses to say where a number came from."""
 
     source: str
@@ -124,7 +124,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class HeadRows:
-    """Where the rows of each query head's projection lie in one weight, so that a reader needs no layout lore.
+    """Where the rows of each query head's projection lie in one weight, so that no reader needs layout lore.
 
     `starts`: one first row per *query* head (keys of grouped heads repeat their start). `width`: rows a head.
     `out_axis`: 0 for Linear and Conv [out, in, …], 1 for Conv1D [in, out] and [D, H, d]; the other axes
@@ -178,7 +178,7 @@ class ScoreTerm:
 
 @dataclass(frozen=True, slots=True)
 class LayerTensor:
-    """One tensor in its role: "q", "k", "v", "o", "qkv", "kv", "q_norm", "sinks", "q_bias" … """
+    """One tensor in its role: "q", "k", "v", "o", "qkv", "kv", "q_norm", "sinks", "q_bias" …"""
 
     role: str
     name: str
@@ -221,7 +221,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One number. `layer` is a layer's id, or a tensor's name for a weight metric; `head` None: not per head."""
+    """One number. `layer`: a layer's id, or a tensor's name for a weight metric; `head` None: of no head."""
 
     metric: str
     layer: str
@@ -258,8 +258,8 @@ class Finding:
 class Report:
     """What one command saw, in the shape of the schema `attncli-report/1`.
 
-    `looked`: whether there was any attention to look at. `notes`: sentences for a person, e.g. what was
-    left out.
+    `looked`: whether there was any attention to look at; layers without softmax (`kind` None) are none.
+    `notes`: sentences for a person, e.g. what was left out.
     """
 
     command: str
@@ -275,7 +275,7 @@ class Report:
 
     @property
     def looked(self) -> bool:
-        return bool(self.layers)
+        return any(layer.kind is not None for layer in self.layers)
 
     @property
     def verdict(self) -> Literal["clean", "findings", "unobserved"]:
@@ -284,7 +284,7 @@ class Report:
         return "clean" if self.looked else "unobserved"
 
     def exit_code(self, fail_on: Severity | Literal["never"] = "error") -> int:
-        """0 looked and found nothing at or above `fail_on`; 1 found something; 3 nothing could be observed."""
+        """0 looked and found nothing at or above `fail_on`; 1 found something; 3 nothing to be observed."""
         if fail_on != "never":
             floor = SEVERITIES.index(fail_on)
             if any(SEVERITIES.index(finding.severity) >= floor for finding in self.findings):
@@ -304,7 +304,7 @@ class Report:
                 "head_dim": layer.head_dim,
                 "scale": layer.scale,
                 "evidence": layer.evidence,
-                "tensors": [_as_dict(tensor) for tensor in layer.tensors],
+                "tensors": [_row(tensor, _TENSOR_KEYS) for tensor in layer.tensors],
                 "facts": layer.facts,
             }
             for layer in self.layers
@@ -319,9 +319,9 @@ class Report:
                 "environment": self.environment,
                 "run": self.run,
                 "layers": layers,
-                "measurements": [_as_dict(row) for row in self.measurements],
+                "measurements": [_row(row, _MEASUREMENT_KEYS) for row in self.measurements],
                 "origins": list(self.origins),
-                "findings": [_as_dict(row) for row in self.findings],
+                "findings": [_row(row, _FINDING_KEYS) for row in self.findings],
                 "notes": list(self.notes),
             }
         )
@@ -332,8 +332,8 @@ class Report:
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _as_dict(row: Any) -> dict[str, Any]:
-    return {f.name: getattr(row, f.name) for f in fields(row)}
+def _row(record: Any, keys: Sequence[str]) -> dict[str, Any]:
+    return {key: getattr(record, key) for key in keys}
 
 
 def strict_json(value: Any) -> Any:
@@ -346,7 +346,14 @@ def strict_json(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): strict_json(item) for key, item in value.items()}
+        return {strict_json(str(key)): strict_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [strict_json(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no place in a report")
+
+
+# --- the schema's keys, in its order ------------------------------------------------------------------
+
+_TENSOR_KEYS = ("role", "name", "shape", "dtype", "file")
+_MEASUREMENT_KEYS = ("metric", "layer", "call", "head", "value", "unit", "precision", "low", "high")
+_FINDING_KEYS = ("code", "name", "severity", "layer", "head", "message", "advice", "evidence")

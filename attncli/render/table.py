@@ -82,13 +82,12 @@ def _heading(report: Report) -> Text:
 def _verdict(report: Report) -> Text:
     attention = [layer for layer in report.layers if layer.kind is not None]
     others = len(report.layers) - len(attention)
-    seen = f"{len(attention)} attention layer{'s' if len(attention) != 1 else ''}"
-    if others:
-        seen += f", {others} other sequence layer{'s' if others != 1 else ''}"
-    if not report.layers:
+    listed = f", {others} other sequence layer{'s' if others != 1 else ''}" if others else ""
+    seen = f"{len(attention)} attention layer{'s' if len(attention) != 1 else ''}{listed}"
+    if not report.looked:
         if report.findings:
-            return Text(f"No attention layer was found. {_tally(report)}.", style="bold red")
-        return Text("Not observed: no attention layer was found.", style="bold yellow")
+            return Text(f"No attention layer was found{listed}; {_tally(report)}.", style="bold red")
+        return Text(f"Not observed: no attention layer was found{listed}.", style="bold yellow")
     if not report.findings:
         return Text(f"{seen}; no findings.", style="bold green")
     style = {"error": "bold red", "warning": "bold yellow", "note": "bold"}[report.findings[0].severity]
