@@ -155,7 +155,7 @@ def _scale(
         named = families.query_scale_named(site.path)
         if named is not None:
             return named, "name"
-    if "logit_scale" in site.roles and len(site.roles["logit_scale"].shape) == 3:
+    if "logit_scale" in site.roles:
         return None, "name"
     if "qkv" in site.roles and site.roles["qkv"].name.endswith("in_proj_weight") and heads.head_dim:
         return heads.head_dim**-0.5, "name"  # torch.nn.MultiheadAttention knows no other factor

@@ -153,7 +153,7 @@ _LEARNED_SCALE = frozenset("swinv2 swin2sr timesfm timesfm2_5 videoprism".split(
 _DEBERTA = frozenset({"deberta", "deberta-v2", "sew-d"})
 _MLA = frozenset(
     "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 kimi_k2 kimi_k25 kimi_linear glm4_moe_lite glm_moe_dsa minicpm3 "
-    "longcat_flash youtu axk1 axk2 bailing_hybrid hy_v4".split()
+    "longcat_flash youtu axk1 axk2 bailing_hybrid hy_v4 mistral4".split()
 )
 _SCALE_OF_HEAD_DIM: tuple[tuple[frozenset[str], Callable[[int, Mapping[str, Any]], float]], ...] = (
     (_DEBERTA, _deberta),

@@ -160,14 +160,12 @@ def _split_fused(
             found.q = found.k = (total - out) // 2
             found.v = out
         return
-    for settings in nodes:
-        if families.gated_query(settings.model_type, settings.raw) and settings.heads:
-            dim = _first(settings.head_dims) or shape.head_dim_hint
-            if dim:
-                found.gate = True
-                found.q = 2 * settings.heads[0] * dim
-                found.k = found.v = (total - found.q) // 2
-                return
+    for heads, dim, kv, _ in _claims(nodes):
+        gated = any(families.gated_query(settings.model_type, settings.raw) for settings in nodes)
+        if gated and 2 * (heads + kv) * dim == total:
+            found.gate = True
+            found.q, found.k, found.v = 2 * heads * dim, kv * dim, kv * dim
+            return
     for heads, dim, kv, v_dim in _claims(nodes):
         if (heads + kv) * dim + kv * v_dim == total:
             found.q, found.k, found.v = heads * dim, kv * dim, kv * v_dim
@@ -223,6 +221,13 @@ def _resolve_plain(
     if width is None or width <= 0:
         _from_options_only(found, options)
         return
+    query = site.roles["q"].name if "q" in site.roles else ""
+    if query.endswith("vision_proj.weight"):
+        _from_options_only(found, options)  # two streams meet at a width of their own, which no config names
+        return
+    if "experts" in query:
+        _spread_over_experts(found, nodes)
+        return
     match = _config_match(width, shape, found, nodes)
     if match is not None:
         found.settings, found.heads, dim, from_config = match
@@ -254,35 +259,33 @@ def _config_match(
     width: int, shape: Geometry, found: Heads, nodes: Sequence[Settings]
 ) -> tuple[Settings, int, int, bool] | None:
     """The node, heads, head size and whether the config itself names that size; None where no node fits."""
-    described = [settings for settings in nodes if settings.heads and _speaks_of(settings, shape, width)]
-    for settings in described:
+    # Of towers that are named alike, the one of this width.
+    for settings in sorted(nodes, key=lambda node: (-node.affinity, shape.q_in not in node.hidden)):
+        if not settings.heads or not _speaks_of(settings, shape, width):
+            continue
         for heads in settings.heads:
             for dim in settings.head_dims:
                 if heads * dim == width or (2 * heads * dim == width and _may_gate(settings, shape, width)):
                     return settings, heads, dim, True
-    for settings in described:
-        heads = settings.heads[0]
+        hinted = shape.heads_hint if shape.heads_hint in {*settings.heads, *settings.listed} else None
+        heads = hinted or settings.heads[0]
         if width % heads:
-            _refute(found, settings, heads, width, shape, f"{heads} heads")
+            _refute(found, settings, heads, width, f"{heads} heads")
             return None
         dim = width // heads
-        if settings.head_dims and dim not in settings.head_dims:
-            if shape.head_dim_hint and dim != shape.head_dim_hint:
+        if settings.head_dims and dim not in settings.head_dims and dim != shape.head_dim_hint:
+            if shape.head_dim_hint:
                 continue
-            _refute(
-                found, settings, heads, width, shape, f"{heads} heads × head size {settings.head_dims[0]}"
-            )
+            _refute(found, settings, heads, width, f"{heads} heads × head size {settings.head_dims[0]}")
             return None
-        if families.gated_query(settings.model_type, settings.raw) and dim % 2 == 0:
+        if families.gated_query(settings.model_type, settings.raw) and shape.o_in and 2 * shape.o_in == width:
             return settings, heads, dim // 2, False
         return settings, heads, dim, False
     return None
 
 
 def _speaks_of(settings: Settings, shape: Geometry, width: int) -> bool:
-    """Whether the node is about this layer: named for its tower, or of its width and not of another tower."""
-    if settings.affinity >= 2:
-        return True
+    """Whether the node is about this layer: of its width, and not named for another tower."""
     widths = settings.hidden
     fits = (
         not widths
@@ -302,13 +305,30 @@ def _may_gate(settings: Settings, shape: Geometry, width: int) -> bool:
     )
 
 
+def _spread_over_experts(found: Heads, nodes: Sequence[Settings]) -> None:
+    """JetMoE: each expert holds some of the query heads; the keys are plain and confirm the head size."""
+    for settings in nodes:
+        for kv in settings.kv_heads:
+            for dim in settings.head_dims:
+                if kv * dim == found.k:
+                    found.settings = settings
+                    found.heads, found.kv_heads, found.head_dim = _first(settings.heads), kv, dim
+                    found.evidence.update(kv_heads="config", head_dim="config")
+                    if found.heads:
+                        found.evidence["heads"] = "config"
+                    return
+        if settings.heads and not settings.head_dims:
+            found.settings, found.heads, found.evidence["heads"] = settings, settings.heads[0], "config"
+            return
+
+
 def _describing(nodes: Sequence[Settings], shape: Geometry, width: int) -> Settings | None:
     """The node that speaks of this tower although its head count did not fit."""
     described = [settings for settings in nodes if _speaks_of(settings, shape, width)]
     return described[0] if described else None
 
 
-def _refute(found: Heads, settings: Settings, heads: int, width: int, shape: Geometry, claim: str) -> None:
+def _refute(found: Heads, settings: Settings, heads: int, width: int, claim: str) -> None:
     found.anomalies.append(
         Anomaly(
             "heads-mismatch",
@@ -393,21 +413,23 @@ def _check_hints(site: Site, shape: Geometry, found: Heads) -> None:
         contradiction = {"hint": "head size", "value": shape.head_dim_hint}
     else:
         return
-    source = found.settings.where if found.settings else "config"
-    found.anomalies.append(
-        Anomaly(
-            "heads-mismatch",
-            source,
-            {
-                "key": found.settings.keys.get("heads", "heads") if found.settings else "heads",
-                "claim": f"{found.heads} heads of size {found.head_dim}",
-                "heads": found.heads,
-                "rows": found.q or 0,
-                "tensor": shape.hint_source,
-                **contradiction,
-            },
+    # A list per stage cannot speak for the layers between stages: there the shape alone decides.
+    if not (found.settings and found.settings.listed):
+        source = found.settings.where if found.settings else "config"
+        found.anomalies.append(
+            Anomaly(
+                "heads-mismatch",
+                source,
+                {
+                    "key": found.settings.keys.get("heads", "heads") if found.settings else "heads",
+                    "claim": f"{found.heads} heads of size {found.head_dim}",
+                    "heads": found.heads,
+                    "rows": found.q or 0,
+                    "tensor": shape.hint_source,
+                    **contradiction,
+                },
+            )
         )
-    )
     found.heads = shape.heads_hint or (
         found.q // shape.head_dim_hint if found.q and shape.head_dim_hint else None
     )
@@ -428,13 +450,6 @@ def _resolve_kv(found: Heads, options: Options) -> None:
     rows = found.k if found.k is not None else found.v
     assert rows is not None
     if found.head_dim is None:
-        # Queries that are spread over experts (JetMoE) still have plain keys.
-        settings = found.settings
-        if settings and not settings.heads:
-            for kv, dim in ((kv, dim) for kv in settings.kv_heads for dim in settings.head_dims):
-                if kv * dim == rows:
-                    found.kv_heads, found.head_dim = kv, dim
-                    found.evidence.update(kv_heads="config", head_dim="config")
         return
     if rows % found.head_dim:
         claimed = _first(found.settings.kv_heads) if found.settings else None

@@ -29,6 +29,7 @@ class Settings(NamedTuple):
     hidden: frozenset[int]
     raw: Mapping[str, Any]
     keys: Mapping[str, str] = {}
+    listed: frozenset[int] = frozenset()
     affinity: int = 0
 
     @property
@@ -54,7 +55,8 @@ class SettingsReader:
         """Nodes that may describe the layer at `path`, the likeliest first."""
         found = [_settings(node, path, index) for node in self._nodes]
         kept = [settings for settings in found if settings is not None]
-        return tuple(sorted(kept, key=lambda settings: -settings.affinity))
+        # Of equally good names the one that stands first in the path: the outer tower.
+        return tuple(sorted(kept, key=lambda s: (-s.affinity, _position(s.node, path))))
 
     @property
     def nodes(self) -> Iterator[Mapping[str, Any]]:
@@ -122,12 +124,12 @@ def _gguf_nodes(config: Config) -> Iterator[_Node]:
 
 
 def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
-    raw = node.raw
-    keys: dict[str, str] = {}
-    heads = _pick(raw, _heads_keys(raw, path), index, keys, "heads") or _heads_by_other_means(raw, path, keys)
-    kv = _pick(raw, _KV_HEADS, index, keys, "kv_heads")
-    if not kv and heads:
-        kv = _implied_kv(raw, heads, index, keys)
+    raw = _for_one_layer(node.raw, index)
+    keys: dict[str, str] = {"per_layer": "per_layer_config"} if raw is not node.raw else {}
+    heads = _pick(raw, _heads_keys(raw, path), path, index, keys, "heads")
+    heads = heads or _heads_by_other_means(raw, path, keys)
+    kv = _implied_kv(raw, heads, index, keys) if heads else ()
+    kv = kv or _pick(raw, _cross_first(_KV_HEADS, path), path, index, keys, "kv_heads")
     if not heads and not kv:
         return None
     return Settings(
@@ -138,28 +140,49 @@ def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
         kv_heads=kv,
         head_dims=()
         if keys.get("heads") == "attention_head_dim"
-        else _pick(raw, _HEAD_DIMS, index, keys, "head_dim"),
+        else _pick(raw, _cross_first(_HEAD_DIMS, path), path, index, keys, "head_dim"),
         hidden=frozenset(_widths(raw)),
         raw=raw,
         keys=keys,
+        listed=frozenset(_listed(raw)),
         affinity=_affinity(node.name, path),
     )
+
+
+def _for_one_layer(raw: Mapping[str, Any], index: int | None) -> Mapping[str, Any]:
+    """The node with what `per_layer_config` changes for this layer."""
+    table = raw.get("per_layer_config")
+    if not isinstance(table, Mapping) or index is None:
+        return raw
+    own = next(
+        (v for k, v in table.items() if str(k).isdigit() and int(k) == index and isinstance(v, Mapping)), None
+    )
+    return {**raw, **own} if own else raw
 
 
 def _heads_keys(raw: Mapping[str, Any], path: str) -> tuple[str, ...]:
     """Keys that count heads, those that name a part of the path ("decoder_attention_heads") first."""
     # The module's own name (`encoder_attn`) says what it attends to, not where it stands.
-    segments = re.split(r"[._]", path.rpartition(".")[0])
+    parent = path.rpartition(".")[0]
     sides = [
         key
         for key in raw
-        if (match := _SIDE_HEADS.fullmatch(str(key))) and any(s.startswith(match["side"]) for s in segments)
+        if (match := _SIDE_HEADS.fullmatch(str(key))) and re.search(rf"(^|[._]){match['side']}", parent)
     ]
+    sides.sort(key=lambda key: -len(key))
+    segments = re.split(r"[._]", parent)
     if "decoder" in segments:
         sides += ["n_text_head"]
     elif "encoder" in segments:
         sides += ["n_audio_head"]
-    return (*sides, *_HEADS)
+    return _cross_first((*sides, *_HEADS), path)
+
+
+def _cross_first(names: tuple[str, ...], path: str) -> tuple[str, ...]:
+    """A cross-attention may have counts of its own ("cross_num_key_value_heads")."""
+    if "cross" not in path.rpartition(".")[2]:
+        return names
+    return (*(f"cross_{name}" for name in names), *names)
 
 
 def _heads_by_other_means(raw: Mapping[str, Any], path: str, keys: dict[str, str]) -> tuple[int, ...]:
@@ -184,19 +207,43 @@ def _heads_by_other_means(raw: Mapping[str, Any], path: str, keys: dict[str, str
 
 
 def _pick(
-    raw: Mapping[str, Any], names: Sequence[str], index: int | None, keys: dict[str, str], what: str
+    raw: Mapping[str, Any],
+    names: Sequence[str],
+    path: str,
+    index: int | None,
+    keys: dict[str, str],
+    what: str,
 ) -> tuple[int, ...]:
+    """Every value that the keys give for this layer, the most trusted first; `keys` notes the first key."""
     found: list[int] = []
     for name in names:
         value = raw.get(name)
         if isinstance(value, (list, tuple)):
-            value = value[index] if index is not None and index < len(value) else None
+            value = _element(value, raw, path, index)
             keys.setdefault("per_layer", name)
         number = _whole(value)
         if number is not None and number > 0 and number not in found:
             found.append(number)
             keys.setdefault(what, name)
     return tuple(found)
+
+
+def _element(values: Sequence[Any], raw: Mapping[str, Any], path: str, index: int | None) -> Any:
+    """The entry of a list that holds for this layer: by layer, or by stage where the list counts stages."""
+    numbers = [int(part) for part in re.split(r"[._]", path) if part.isdigit()]
+    if not numbers or index is None:
+        return None
+    depths = next((raw[key] for key in _DEPTHS if isinstance(raw.get(key), (list, tuple))), None)
+    by_stage = depths is not None and len(depths) == len(values)
+    if by_stage and len(numbers) == 1 and depths is not None:
+        end = 0
+        for value, depth in zip(values, depths, strict=True):
+            end += _whole(depth) or 0
+            if index < end:
+                return value
+        return None
+    position = numbers[0] if by_stage or (len(numbers) > 1 and _STAGES.search(path)) else index
+    return values[position] if position < len(values) else None
 
 
 def _implied_kv(
@@ -216,6 +263,14 @@ def _implied_kv(
     return ()
 
 
+def _listed(raw: Mapping[str, Any]) -> Iterator[int]:
+    """Every head count of a list per stage: layers between two stages may have the count of either."""
+    for name in _HEADS:
+        value = raw.get(name)
+        if isinstance(value, (list, tuple)):
+            yield from (number for item in value if (number := _whole(item)) is not None)
+
+
 def _widths(raw: Mapping[str, Any]) -> Iterator[int]:
     for key, value in raw.items():
         if _WIDTH.search(str(key)):
@@ -226,23 +281,36 @@ def _widths(raw: Mapping[str, Any]) -> Iterator[int]:
 
 
 def _affinity(node: str, path: str) -> int:
-    """How well a tower's name fits a module path: 2 named alike, 0 neutral, -1 named for another tower."""
+    """How well a tower's name fits a module path: its words found there; 0 for the root; -1 for another tower.
+
+    The language tower often has no name of its own in a path: it fits wherever no other tower is named.
+    """
     if not node:
         return 0
-    words = {
-        word
-        for word in re.split(r"[._]", node.lower())
-        if word not in ("config", "cfg", "model", "thinker", "talker")
-    }
-    segments = set(re.split(r"[._]", path.lower()))
-    for word in words:
-        if segments & _TOWERS.get(word, {word}):
-            return 2
-    others = set().union(*(names for tower, names in _TOWERS.items() if tower not in words))
-    # The language tower often carries no name of its own in the path.
-    if words & {"text", "llm", "language", "lm", "decoder"} and not segments & (others - _TOWERS["text"]):
-        return 1
+    words, segments = _words(node), _segments(path)
+    found = [word for word in words if not _TOWERS.get(word, {word}).isdisjoint(segments)]
+    if len(found) == len(words):
+        return 2 * len(words) if words else 0
+    missing = set(words) - set(found)
+    rivals = set().union(*(names for tower, names in _TOWERS.items() if tower not in _LANGUAGE))
+    if missing <= _LANGUAGE and rivals.isdisjoint(segments):
+        return 2 * len(found) + 1
     return -1
+
+
+def _words(node: str) -> list[str]:
+    return [word for word in re.split(r"[._]", node.lower()) if word not in _NO_TOWER]
+
+
+def _segments(path: str) -> list[str]:
+    """Words of the modules around an attention; its own name (`encoder_attn_text`) says what it attends to."""
+    return re.split(r"[._]", (path.rpartition(".")[0] or path).lower())
+
+
+def _position(node: str, path: str) -> int:
+    segments = _segments(path)
+    names = set().union(*(_TOWERS.get(word, {word}) for word in _words(node)))
+    return next((number for number, segment in enumerate(segments) if segment in names), len(segments))
 
 
 def _whole(value: object) -> int | None:
@@ -266,6 +334,7 @@ _NOT_A_MODEL = frozenset(
 )
 # In order of trust: the first key present gives the default.
 _HEADS = (
+    "num_attention_heads_per_stage",
     "num_attention_heads",
     "n_head",
     "n_heads",
@@ -318,7 +387,11 @@ _HEAD_DIMS = (
 )
 # Widths a projection may read: any of them shows that the node speaks of this tower.
 _WIDTH = re.compile(r"hidden|d_model|n_embd|emb|width|(?<!head_)dim$|_state$|channels|ninp|embedding_length")
-_SIDE_HEADS = re.compile(r"(?:num_)?(?P<side>[a-z]{3,}?)_(?:num_)?(?:attention_heads|num_heads|n_heads?)")
+_SIDE_HEADS = re.compile(r"(?:num_)?(?P<side>[a-z_]{3,}?)_(?:num_)?(?:attention_heads|num_heads|n_heads?)")
+_DEPTHS = ("depths", "blocks_per_stage", "num_block", "depth", "layers", "encoder_depths", "stage_depths")
+_STAGES = re.compile(r"stages?\.\d+\.|layers\.\d+\.blocks\.\d+|layers_\d+\.|block\.\d+\.\d+")
+_LANGUAGE = frozenset({"text", "llm", "language", "lm"})
+_NO_TOWER = frozenset({"config", "cfg", "model", "thinker", "talker", "configs", "initargs", "args"})
 
 _GGUF_KEYS = {
     "num_attention_heads": "attention.head_count",
@@ -344,4 +417,6 @@ _TOWERS: dict[str, set[str]] = {
     "decoder": {"decoder", "dec"},
     "qformer": {"qformer"},
     "backbone": {"backbone"},
+    "projector": {"projector", "connector", "projection", "adapter", "adaptor", "resampler"},
+    "adaptor": {"projector", "connector", "projection", "adapter", "adaptor", "resampler"},
 }
