@@ -100,7 +100,7 @@ def finish(
 
 def show_error(error: AttncliError) -> None:
     """The three parts of an error, on stderr."""
-    from attncli.render.table import clean
+    from attncli.render.words import clean
 
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(f"{clean(error.subject)}: {clean(error.problem)}", err=True)
@@ -109,29 +109,42 @@ def show_error(error: AttncliError) -> None:
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar on stderr, on a terminal only."""
+    """A bar on stderr, on a terminal only, and only once there is progress to show."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+    bar: Any = None
+    tasks: dict[str, Any] = {}
 
-    console = Console(stderr=True)
-    columns = (
+    def tick(what: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = _started_bar()
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.update(tasks[what], completed=done, total=total)
+
+    try:
+        yield tick
+    finally:
+        if bar is not None:
+            bar.stop()
+
+
+def _started_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
     )
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tick(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield tick
+    bar.start()
+    return bar
 
 
 # --- findings -----------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -14,8 +13,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from attncli.records import Layer, Measurement, Report
-from attncli.render.folds import Fold, folds, relative
+from attncli.records import Measurement, Report
+from attncli.render.folds import Fold, folds
+from attncli.render.layers import layer_parts
+from attncli.render.words import clean, count, number, percent, size
 
 # Wide enough that no row of any checkpoint wraps where the output is not a terminal.
 UNBOUNDED = 100_000
@@ -33,16 +34,15 @@ def text(report: Report, *, unfolded: bool = False) -> str:
 
 def draw(report: Report, console: Console, *, unfolded: bool = False) -> None:
     """Draws the whole report on `console`. `unfolded`: one row per layer."""
-    for part in _parts(report, unfolded, console.width < NARROW):
+    for part in _parts(report, unfolded, console):
         console.print(part, highlight=False)
 
 
-def _parts(report: Report, unfolded: bool, narrow: bool) -> list[RenderableType]:
+def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
     rows = [Fold((layer,)) for layer in report.layers] if unfolded else folds(report.layers)
     parts: list[RenderableType] = [_heading(report)]
     if rows:
-        parts.append(_layer_list(rows) if narrow else _layer_table(rows))
-        parts.append(_tensor_table(rows))
+        parts.extend(layer_parts(rows, console))
     bounds = _bound_table(report, unfolded)
     if bounds is not None:
         parts.append(bounds)
@@ -54,11 +54,6 @@ def _parts(report: Report, unfolded: bool, narrow: bool) -> list[RenderableType]
     parts.extend(_findings(report))
     parts.append(_verdict(report))
     return parts
-
-
-def clean(name: object) -> str:
-    """`name` with control characters made visible: a checkpoint must not steer the terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(name))
 
 
 # --- heading and verdict ------------------------------------------------------------------------------
@@ -127,149 +122,6 @@ def _shape_of(message: str) -> str:
     return "".join(c for c in message if not c.isdigit())
 
 
-# --- layers -------------------------------------------------------------------------------------------
-
-
-def _layer_table(rows: Sequence[Fold]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("layers", overflow="fold")
-    for name, justify in (
-        ("kind", "left"),
-        ("layout", "left"),
-        ("heads", "right"),
-        ("KV heads", "right"),
-        ("head size", "right"),
-        ("scale", "right"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=name != "layout")  # type: ignore[arg-type]
-    table.add_column("known from", overflow="fold", style="dim")
-    table.add_column("by design", overflow="fold")
-    for fold in rows:
-        layer = fold.first
-        table.add_row(
-            Text(clean(fold.label)),
-            Text(layer.kind or "—"),
-            Text(layer.layout),
-            _fact(layer, layer.heads),
-            _fact(layer, layer.kv_heads),
-            _fact(layer, layer.head_dim),
-            _scale(layer),
-            Text(_known_from(layer)),
-            Text(_by_design(layer)),
-        )
-    return table
-
-
-def _layer_list(rows: Sequence[Fold]) -> Group:
-    """The same facts one below the other, for a terminal too narrow for a table."""
-    lines: list[RenderableType] = []
-    for fold in rows:
-        layer = fold.first
-        lines.append(Text(clean(fold.label), style="bold"))
-        facts = [("kind", layer.kind or "—"), ("layout", layer.layout)]
-        if layer.kind is not None:
-            facts += [
-                ("heads", _plain(layer.heads)),
-                ("KV heads", _plain(layer.kv_heads)),
-                ("head size", _plain(layer.head_dim)),
-                ("scale", str(_scale(layer))),
-                ("known from", _known_from(layer)),
-                ("by design", _by_design(layer)),
-            ]
-        lines += [Text(f"  {name}: {value}") for name, value in facts if value]
-    return Group(*lines)
-
-
-def _fact(layer: Layer, value: int | None) -> Text:
-    if layer.kind is None:
-        return Text("—", style="dim")
-    return Text("unknown", style="yellow") if value is None else Text(str(value))
-
-
-def _plain(value: int | None) -> str:
-    return "unknown" if value is None else str(value)
-
-
-def _scale(layer: Layer) -> Text:
-    if layer.kind is None:
-        return Text("—", style="dim")
-    if layer.scale is None:
-        learned = layer.facts.get("cosine")
-        return Text("learned") if learned else Text("unknown", style="yellow")
-    value = number(layer.scale)
-    if layer.head_dim and math.isclose(layer.scale, layer.head_dim**-0.5, rel_tol=1e-6):
-        return Text(f"1/√{layer.head_dim}")
-    return Text(value)
-
-
-def _known_from(layer: Layer) -> str:
-    """ "config" alone where everything comes from there, otherwise what comes from where."""
-    labels = {"heads": "heads", "kv_heads": "KV heads", "head_dim": "head size", "scale": "scale"}
-    values = {
-        "heads": layer.heads,
-        "kv_heads": layer.kv_heads,
-        "head_dim": layer.head_dim,
-        "scale": layer.scale,
-    }
-    by_source: dict[str, list[str]] = defaultdict(list)
-    for key, label in labels.items():
-        source = layer.evidence.get(key)
-        if source is not None and values[key] is not None:
-            by_source[source].append(label)
-    if len(by_source) == 1:
-        return next(iter(by_source))
-    return "; ".join(f"{', '.join(names)}: {source}" for source, names in by_source.items())
-
-
-def _by_design(layer: Layer) -> str:
-    parts = []
-    for key, value in layer.facts.items():
-        label = _FACTS.get(key)
-        if label is not None:
-            parts.append(label.format(value))
-    return ", ".join(parts)
-
-
-def _tensor_table(rows: Sequence[Fold]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("tensors of", overflow="fold", style="dim")
-    table.add_column("role", no_wrap=True)
-    table.add_column("name", overflow="fold")
-    table.add_column("shape", no_wrap=True)
-    table.add_column("dtype", no_wrap=True)
-    ordered = any("order" in fold.first.facts for fold in rows)
-    if ordered:
-        table.add_column("rows of a fused tensor", overflow="fold")
-    for fold in rows:
-        biases = {t.role.removesuffix("_bias"): t for t in fold.first.tensors if t.role.endswith("_bias")}
-        label = fold.label
-        for tensor in fold.first.tensors:
-            if tensor.role.endswith("_bias") and _merges(tensor.role, fold.first):
-                continue
-            bias = biases.get(tensor.role)
-            shape = "×".join(map(str, tensor.shape)) or "scalar"
-            name = relative(tensor, fold.first)
-            if bias is not None:
-                name += " + bias"
-            cells: list[RenderableType] = [
-                Text(clean(label)),
-                tensor.role,
-                Text(clean(name)),
-                shape,
-                clean(tensor.dtype),
-            ]
-            if ordered:
-                cells.append(Text(str(fold.first.facts.get("order", "")) if tensor.role in _FUSED else ""))
-            table.add_row(*cells)
-            label = ""
-    return table
-
-
-def _merges(role: str, layer: Layer) -> bool:
-    """A bias beside its own weight is shown in the weight's row."""
-    return any(tensor.role == role.removesuffix("_bias") for tensor in layer.tensors)
-
-
 # --- bounds and values --------------------------------------------------------------------------------
 
 
@@ -280,13 +132,8 @@ def _bound_table(report: Report, unfolded: bool) -> RenderableType | None:
             by_layer[row.layer][row.metric].append(row)
     if not by_layer:
         return None
-    table = Table(
-        title="What q·k can become, from the weights alone (before scaling)",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    title = "What q·k can become, from the weights alone (before scaling)"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer", overflow="fold")
     for name in ("head", "largest |q·k|", "typical", "float16", "bfloat16", "float32"):
         table.add_column(name, justify="right" if name in ("head", "largest |q·k|", "typical") else "left")
@@ -304,7 +151,7 @@ def _bound_table(report: Report, unfolded: bool) -> RenderableType | None:
                 number(float(typical.get(row.head) or 0.0)),
                 *(_safety(metrics, dtype) for dtype in ("float16", "bfloat16", "float32")),
             )
-    return table
+    return Group(Text(title, style="bold"), table)
 
 
 def _safety(metrics: dict[str, list[Measurement]], dtype: str) -> Text:
@@ -325,14 +172,9 @@ def _value_part(report: Report, unfolded: bool) -> RenderableType | None:
     broken = [n for n, v in per_tensor.items() if v.get("nan_count") or v.get("inf_count")]
     largest = sorted(per_tensor, key=lambda n: -float(per_tensor[n].get("absmax") or 0.0))
     shown = list(per_tensor) if unfolded else [*broken[:10], *[n for n in largest if n not in broken][:5]]
-    table = Table(
-        title=f"Values of {len(per_tensor)} tensors: {nan} NaN, {inf} Inf"
-        + ("" if unfolded else " (those with NaN or Inf, then the largest)"),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    title = f"Values of {len(per_tensor)} tensors: {nan} NaN, {inf} Inf"
+    title += "" if unfolded else " (those with NaN or Inf, then the largest)"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("tensor", overflow="fold")
     for name in ("NaN", "Inf", "largest |w|", "RMS", "zeros"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -346,72 +188,4 @@ def _value_part(report: Report, unfolded: bool) -> RenderableType | None:
             number(v.get("rms")),
             percent(v.get("zero_fraction")),
         )
-    return table
-
-
-# --- numbers ------------------------------------------------------------------------------------------
-
-
-def number(value: object) -> str:
-    """Four significant digits; "0" only for zero."""
-    if not isinstance(value, (int, float)):
-        return "—" if value is None else str(value)
-    if value == 0 or not math.isfinite(value):
-        return str(int(value)) if value == 0 else str(value)
-    if 1e-3 <= abs(value) < 1e6:
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}".replace(",", " ")
-    return f"{value:.2e}"
-
-
-def percent(fraction: object) -> str:
-    """A share in percent that shows 0 % or 100 % only where it is exactly that."""
-    if not isinstance(fraction, (int, float)):
-        return "—"
-    if fraction in (0, 1):
-        return f"{int(fraction * 100)} %"
-    shown = f"{100 * fraction:.2g}"
-    if float(shown) >= 100:
-        return ">99.9 %"
-    return f"{shown} %" if fraction >= 1e-4 else "<0.01 %"
-
-
-def size(size_bytes: int) -> str:
-    """Decimal units, as disks and downloads count."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= scale:
-            return f"{size_bytes / scale:.3g} {unit}"
-    return f"{size_bytes} bytes"
-
-
-def count(amount: int) -> str:
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if amount >= scale:
-            return f"{amount / scale:.3g} {unit}"
-    return str(amount)
-
-
-# --- tables -------------------------------------------------------------------------------------------
-
-NARROW = 90
-_FUSED = frozenset({"qkv", "kv", "qk"})
-_FACTS = {
-    "gate": "{} output gate",
-    "v_head_dim": "value head size {}",
-    "queries_per_kv_head": "{} query heads per KV head",
-    "soft_cap": "soft cap {}",
-    "sinks": "learned sinks",
-    "q_norm": "q/k norm",
-    "relative_bias": "relative bias",
-    "relative_position": "relative positions",
-    "differential": "differential heads",
-    "cosine": "cosine scores",
-    "orientation": "stored [in, out]",
-    "stacked_layers": "{} layers in one tensor",
-    "layer_type": "{}",
-    "window": "window {}",
-    "rope_order": "RoPE rows {}",
-    "kv_head_of_query_head": "KV head = {}",
-    "quantisation": "stored as {}",
-    "per_layer_heads": "heads listed per layer",
-    "adapter": "{}",
-}
+    return Group(Text(title, style="bold"), table)
