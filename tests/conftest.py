@@ -22,7 +22,7 @@ Wheel = Callable[[str, str], Path]
 
 @pytest.fixture(scope="session")
 def wheel() -> Wheel:
-    """`wheel(name, version)` → the folder that holds the unzipped wheel. Files in it are shared: read only."""
+    """`wheel(name, version)` → the folder that holds the unzipped wheel, shared and read-only."""
 
     def fetch(name: str, version: str) -> Path:
         folder = _cache() / f"{name}-{version}"

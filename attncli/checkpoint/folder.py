@@ -1,10 +1,12 @@
-"""A folder of weights → one `Contents`: index and shards, adapters, tensor-parallel ranks, configs beside them."""
+"""A folder of weights → one `Contents`: index and shards, adapters, tensor-parallel ranks, configs beside."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,22 +25,28 @@ def read_folder(path: Path) -> Contents:
         if marker in names:
             return read(path)
     _refuse_foreign(path, names)
-    index = next((n for pattern in _INDEXES for n in names if re.fullmatch(pattern, n)), None)
-    if index is not None:
-        return read_index(path / index)
-    ranks = [n for n in names if re.fullmatch(r"consolidated\.\d+\.pth", n)]
-    if ranks:
+    label, weights = _weights(names)
+    for index in (n for pattern in _INDEXES for n in names if _fits(pattern, n)):
+        if label == "safetensors" and ".safetensors." not in index.lower():
+            continue  # as loaders do: safetensors first, however the torch files beside them are split
+        weight_map = _weight_map(path / index)
+        # Downloads by pattern leave indexes behind whose shards were never wanted.
+        if not weights or any((path / shard).is_file() for shard in set(weight_map.values())):
+            return _read_mapped(path / index, weight_map)
+    ranks = [n for n in names if _fits(r"consolidated\.\d+\.pth", n)]
+    if ranks and label != "safetensors":
         return _read_ranks(path, ranks)
-    for pattern, label in _WEIGHTS:
-        found = [n for n in names if re.fullmatch(pattern, n)]
-        if found:
-            return _read_set(path, found, label)
+    if weights:
+        return _read_set(path, weights, label)
     return _read_components(path, names)
 
 
 def read_index(path: Path) -> Contents:
     """The shards that an index names; where headers and index disagree, anomalies."""
-    folder = path.parent
+    return _read_mapped(path, _weight_map(path))
+
+
+def _weight_map(path: Path) -> Mapping[str, str]:
     index = _json(path)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
@@ -54,12 +62,17 @@ def read_index(path: Path) -> Contents:
                 f"the index points tensor {name!r} at {shard!r}, outside its own folder.",
                 "Do not use this index: it was tampered with, or written by a broken tool.",
             )
+    return weight_map
+
+
+def _read_mapped(path: Path, weight_map: Mapping[str, str]) -> Contents:
+    folder = path.parent
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise missing_shards(path, missing, len(shards))
     parts = [_read_shard(folder, shard) for shard in shards]
-    whole = _merge(folder, parts, f"sharded {parts[0].format}")
+    whole = _merge(folder, parts, f"sharded {parts[0].format}", weight_map)
     return replace(
         whole, anomalies=(*whole.anomalies, *_disagreements(folder, weight_map, whole.arrays, shards))
     )
@@ -87,12 +100,17 @@ def configs_beside(folder: Path) -> tuple[tuple[Config, ...], tuple[Anomaly, ...
             configs.append(Config(name, _json(file)))
         except CheckpointError as error:
             anomalies.append(Anomaly("unreadable-config", name, {"problem": error.problem}))
-    for config in list(configs):
-        base = (
-            config.values.get("base_model_name_or_path") if config.source == "adapter_config.json" else None
-        )
-        if isinstance(base, str) and (folder / base / "config.json").is_file():
-            configs.append(Config("config.json of the base model", _json(folder / base / "config.json")))
+        except OSError as error:
+            problem = f"it cannot be read ({error.strerror or error})."
+            anomalies.append(Anomaly("unreadable-config", name, {"problem": problem}))
+    adapter = next((config for config in configs if config.source == "adapter_config.json"), None)
+    base = adapter.values.get("base_model_name_or_path") if adapter else None
+    if isinstance(base, str):
+        # Where the base model is not here or not readable, the adapter still is.
+        with suppress(CheckpointError, OSError):
+            file = folder / base / "config.json"
+            if file.is_file():
+                configs.append(Config("config.json of the base model", _json(file)))
     return tuple(configs), tuple(anomalies)
 
 
@@ -101,33 +119,47 @@ def configs_beside(folder: Path) -> tuple[tuple[Config, ...], tuple[Anomaly, ...
 
 def _read_set(folder: Path, names: Sequence[str], label: str) -> Contents:
     if label == "GGUF":
-        first = {re.sub(r"-\d{5}-of-\d{5}", "", name) for name in names if not name.startswith("mmproj")}
-        if len(first) > 1:
-            raise _which(folder, names)
-        return read_file(folder / next(n for n in names if not n.startswith("mmproj")))
-    if label in ("torch file", "npz") and len(names) > 1 and not all(_SHARD.search(n) for n in names):
-        canonical = [
-            n for n in names if n in ("pytorch_model.bin", "adapter_model.bin", "model.pt", "model.pth")
-        ]
-        if len(canonical) != 1:
-            raise _which(folder, names)
-        names = canonical
-    if label == "safetensors" and len(names) > 1:
-        canonical = [
-            n
-            for n in names
-            if n in ("model.safetensors", "adapter_model.safetensors", "diffusion_pytorch_model.safetensors")
-        ]
-        shards = [n for n in names if _SHARD.search(n)]
-        names = shards if shards and not canonical else (canonical or names)
+        return _read_gguf(folder, names)
+    canonical = [n for n in names if n.lower() in _CANONICAL]
+    shards = [n for n in names if _SHARD.search(n)]
+    if len(names) == 1 or len(canonical) == 1:
+        names = canonical or names
+    elif shards:
+        numbers = {_SHARD.findall(n)[0] for n in shards}
+        if len({total for _, total in numbers}) > 1 or len(numbers) < len(shards):
+            raise _which(folder, shards)
+        names = shards
+    elif label == "torch file":
+        raise _which(folder, names)
     _check_numbering(folder, names)
     parts = [_read_shard(folder, name) for name in names]
-    return parts[0] if len(parts) == 1 else _merge(folder, parts, f"sharded {parts[0].format}")
+    if len(parts) == 1:
+        return parts[0]
+    whole = _merge(folder, parts, f"sharded {parts[0].format}")
+    if not shards and any(anomaly.kind == "duplicate-tensor" for anomaly in whole.anomalies):
+        raise _which(folder, names)
+    return whole
+
+
+def _read_gguf(folder: Path, names: Sequence[str]) -> Contents:
+    """One model, however split. Its vision or audio tower, in a file of its own, is counted and left out:
+    both files give their heads under the same keys."""
+    projectors = [n for n in names if "mmproj" in n.lower()]
+    models = [n for n in names if n not in projectors]
+    if len({re.sub(r"-\d{5}-of-\d{5}", "", name) for name in models or projectors}) > 1:
+        raise _which(folder, models or projectors)
+    model, *others = (read_file(folder / found[0]) for found in (models, projectors) if found)
+    left_out = sum(len(part.arrays) for part in others)
+    return replace(model, excluded={**model.excluded, "projector (mmproj)": left_out}) if others else model
 
 
 def _read_shard(folder: Path, name: str) -> Contents:
     file = folder / name
-    part = safetensors.read(file) if name.endswith(".safetensors") else read_file(file)
+    try:
+        part = safetensors.read(file) if name.endswith(".safetensors") else read_file(file)
+    except CheckpointError:
+        # By its bytes it may be something else: most often a Git LFS pointer.
+        part = read_file(file)
     if "/" not in name:
         return part
     parent = str(PurePosixPath(name).parent)
@@ -138,27 +170,46 @@ def _read_shard(folder: Path, name: str) -> Contents:
 
 
 def _read_ranks(folder: Path, names: Sequence[str]) -> Contents:
-    """Meta's tensor-parallel files: the same names in each, split along the axis that the layer's kind gives."""
-    parts = [_read_shard(folder, name) for name in names]
+    """Meta's tensor-parallel files: the same names in each, split along the axis that the layer gives."""
+    numbers = {int(name.split(".")[1]): name for name in names}
+    absent = [f"consolidated.{n:02d}.pth" for n in range(max(numbers)) if n not in numbers]
+    if absent:
+        raise missing_shards(folder, absent, max(numbers) + 1)
+    parts = [_read_shard(folder, numbers[number]) for number in sorted(numbers)]
     whole = _merge(folder, parts, "Meta consolidated", ranks=True)
     if len(parts) == 1:
         return whole
-    arrays = []
-    for array in parts[0].arrays:
-        axis = next((axis for pattern, axis in _RANK_AXES if re.search(pattern, array.name)), None)
-        if axis is None or axis >= len(array.shape):
+    held = [{array.name: array for array in part.arrays} for part in parts]
+    width = next((a.shape[0] for a in whole.arrays if re.search(r"(^|\.)norm\.weight$", a.name)), None)
+    arrays: list[Array] = []
+    anomalies: list[Anomaly] = []
+    for array in whole.arrays:
+        pieces = [rank[array.name] for rank in held if array.name in rank]
+        for part, rank in zip(parts, held, strict=True):
+            if array.name not in rank:
+                anomalies.append(Anomaly("missing-tensor", array.name, {"file": part.files[0]}))
+        axis = _rank_axis(array, width)
+        if axis is None or len({(*p.shape[:axis], *p.shape[axis + 1 :]) for p in pieces}) > 1:
             arrays.append(array)
             continue
-        shape = tuple(
-            size * len(parts) if number == axis else size for number, size in enumerate(array.shape)
-        )
+        total = sum(piece.shape[axis] for piece in pieces)
+        shape = (*array.shape[:axis], total, *array.shape[axis + 1 :])
         # The rows are spread over files, so no single offset holds them.
-        arrays.append(Array(array.name, shape, array.dtype, array.file, None, array.size_bytes * len(parts)))
-    return replace(whole, arrays=tuple(arrays))
+        size = sum(piece.size_bytes for piece in pieces)
+        arrays.append(Array(array.name, shape, array.dtype, array.file, None, size))
+    return replace(whole, arrays=tuple(arrays), anomalies=(*whole.anomalies, *anomalies))
+
+
+def _rank_axis(array: Array, width: int | None) -> int | None:
+    """The axis along which ranks split this tensor; None where each rank holds all of it."""
+    axis = next((axis for pattern, axis in _RANK_AXES if re.search(pattern, array.name)), None)
+    if axis == 1 and "tok_embeddings" in array.name and array.shape[1:] == (width,):
+        axis = 0  # Llama 3 splits the vocabulary, Llama 1 and 2 split the width
+    return axis if axis is not None and axis < len(array.shape) else None
 
 
 def _read_components(path: Path, names: Sequence[str]) -> Contents:
-    """A pipeline: each subfolder with weights and a config of its own is one component, prefixed by its name."""
+    """A pipeline: each subfolder with weights is one component, and its name a prefix."""
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     with_weights = [f for f in folders if _holds_weights(f)]
     if "model_index.json" in names and with_weights:
@@ -182,12 +233,12 @@ def _read_components(path: Path, names: Sequence[str]) -> Contents:
                 )
             )
         return _merge(path, parts, "diffusers pipeline")
-    if with_weights:
-        listed = ", ".join(f.name for f in with_weights[:6])
+    below = _below_with_weights(path)
+    if below:
         raise CheckpointError(
             str(path),
-            "the folder itself holds no weights, but subfolders do.",
-            f"Give one of them: {listed}.",
+            "the folder itself holds no weights, but folders below it do.",
+            f"Give one of them: {', '.join(below)}.",
         )
     held = (
         f"{len(names)} files ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
@@ -197,30 +248,64 @@ def _read_components(path: Path, names: Sequence[str]) -> Contents:
     raise CheckpointError(
         str(path),
         f"the folder holds {held}, and none of them are weights.",
-        "Expected *.safetensors, *.gguf, pytorch_model*.bin, *.pt, *.pth, *.ckpt, *.npz, or a distributed checkpoint.",
+        "Expected *.safetensors, *.gguf, pytorch_model*.bin, *.pt, *.pth, *.ckpt, *.npz, or a distributed "
+        "checkpoint.",
     )
 
 
 def _holds_weights(folder: Path) -> bool:
-    names = [entry.name for entry in folder.iterdir()]
-    return (
-        any(re.fullmatch(pattern, name) for name in names for pattern, _ in _WEIGHTS) or ".metadata" in names
-    )
+    names = [entry.name for entry in folder.iterdir() if entry.is_file()]
+    return bool(_weights(names)[1]) or any(marker in names for _, marker, _ in FOLDER_FORMATS)
+
+
+def _below_with_weights(path: Path) -> list[str]:
+    """Some folders with weights below this one, e.g. snapshots/REVISION in a download cache."""
+    found: list[str] = []
+    for visited, (folder, below, names) in enumerate(os.walk(path)):
+        inner = Path(folder).relative_to(path)
+        if _weights(names)[1] or any(marker in names for _, marker, _ in FOLDER_FORMATS):
+            found.append(inner.as_posix())
+        deeper = len(inner.parts) < _MAX_DEPTH
+        below[:] = sorted(name for name in below if deeper and not name.startswith("."))
+        if len(found) >= 6 or visited >= _MAX_FOLDERS:
+            break
+    return found
+
+
+def _weights(names: Sequence[str]) -> tuple[str, list[str]]:
+    """The most preferred kind of weights among these names: its label and its files; none: "", []."""
+    for pattern, label in _WEIGHTS:
+        found = [n for n in names if _fits(pattern, n)]
+        if found:
+            return label, found
+    return "", []
+
+
+def _fits(pattern: str, name: str) -> bool:
+    return re.fullmatch(pattern, name, re.IGNORECASE | re.DOTALL) is not None
 
 
 def _refuse_foreign(path: Path, names: Sequence[str]) -> None:
     entries = {entry.name for entry in path.iterdir()}
-    if any(re.fullmatch(pattern, name) for name in names for pattern, _ in _WEIGHTS):
+    if _weights(names)[1]:
         return
     for markers, name, remedy in _FOREIGN_FOLDERS:
-        if any(re.fullmatch(marker, entry) for entry in entries for marker in markers):
+        if any(_fits(marker, entry) for entry in entries for marker in markers):
             raise UnsupportedFormatError(str(path), f"this is {name}, which attncli does not read.", remedy)
 
 
 # --- merging ------------------------------------------------------------------------------------------
 
 
-def _merge(folder: Path, parts: Sequence[Contents], label: str, *, ranks: bool = False) -> Contents:
+def _merge(
+    folder: Path,
+    parts: Sequence[Contents],
+    label: str,
+    weight_map: Mapping[str, str] | None = None,
+    *,
+    ranks: bool = False,
+) -> Contents:
+    """All parts as one. Of a tensor in several files, the one where `weight_map` says, or the first."""
     arrays: dict[str, Array] = {}
     anomalies: list[Anomaly] = [a for part in parts for a in part.anomalies]
     excluded: dict[str, int] = {}
@@ -229,6 +314,8 @@ def _merge(folder: Path, parts: Sequence[Contents], label: str, *, ranks: bool =
             first = arrays.setdefault(array.name, array)
             if first is not array and not ranks:
                 anomalies.append(Anomaly("duplicate-tensor", array.name, {"files": [first.file, array.file]}))
+                if weight_map and weight_map.get(array.name) == array.file:
+                    arrays[array.name] = array
         for what, count in part.excluded.items():
             excluded[what] = excluded.get(what, 0) + count
     return Contents(
@@ -256,9 +343,12 @@ def _disagreements(
         if name not in weight_map:
             found.append(Anomaly("stray-tensor", name, {"file": file}))
     stem = _SHARD.sub("", shards[0])
-    for entry in sorted(folder.iterdir()):
-        if _SHARD.search(entry.name) and _SHARD.sub("", entry.name) == stem and entry.name not in shards:
-            found.append(Anomaly("stray-file", entry.name, {"shards": len(shards)}))
+    known = set(shards)
+    found.extend(
+        Anomaly("stray-file", name, {"shards": len(shards)})
+        for name in sorted(entry.name for entry in folder.iterdir())
+        if _SHARD.search(name) and _SHARD.sub("", name) == stem and name not in known
+    )
     return found
 
 
@@ -269,7 +359,7 @@ def _check_numbering(folder: Path, names: Sequence[str]) -> None:
         return
     total = int(numbered[0].group(2))
     here = {int(match.group(1)) for match in numbered}
-    expected = range(0, total) if 0 in here else range(1, total + 1)
+    expected = range(total) if 0 in here else range(1, total + 1)
     width = len(numbered[0].group(1))
     if total <= 100_000:
         missing = [number for number in expected if number not in here]
@@ -322,6 +412,9 @@ def _json(path: Path) -> dict[str, Any]:
 # --- tables -------------------------------------------------------------------------------------------
 
 _MAX_JSON_BYTES = 256_000_000
+# How far an error message looks for weights below a folder that has none.
+_MAX_DEPTH = 4
+_MAX_FOLDERS = 200
 _SHARD = re.compile(r"-(\d{5,6})-of-(\d{5,6})")
 _CONFIG_FILES = (
     "config.json",
@@ -329,6 +422,16 @@ _CONFIG_FILES = (
     "adapter_config.json",
     "quantize_config.json",
     "model_args.json",
+)
+# What several files are, of which this one alone is the model.
+_CANONICAL = (
+    "model.safetensors",
+    "adapter_model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "adapter_model.bin",
+    "model.pt",
+    "model.pth",
 )
 # Weights in order of preference; a folder that holds several kinds of the same model is read once.
 _INDEXES = (
@@ -345,7 +448,8 @@ _WEIGHTS: tuple[tuple[str, str], ...] = (
     (r"adapter_model\.bin", "torch file"),
     (r"pytorch_model.*\.bin", "torch file"),
     (
-        r"(?!training_args|optimizer|scheduler|rng_state|random_states|scaler).*\.(pt|pth|ckpt|bin|pt2)",
+        r"(?!training_args|optimizer|scheduler|rng_state|random_states|scaler|openvino_|\w*zero_pp_rank_)"
+        r"(?!.*_optim_states).*\.(pt|pth|ckpt|bin|pt2)",
         "torch file",
     ),
     (r".*\.npz", "npz"),
@@ -373,9 +477,9 @@ _FOREIGN_FOLDERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Convert it: load with from_tf=True in transformers and save_pretrained.",
     ),
     (
-        (r"zero_to_fp32\.py", r"zero_pp_rank_.*"),
+        (r"zero_to_fp32\.py", r"\w*zero_pp_rank_.*"),
         "a DeepSpeed ZeRO checkpoint",
-        "Run the zero_to_fp32.py beside it, and give the file it writes.",
+        "Run the zero_to_fp32.py in it or above it, and give the file it writes.",
     ),
     (
         (r".*\.onnx",),
@@ -388,7 +492,7 @@ _FOREIGN_FOLDERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Give the PyTorch checkpoint that it was converted from.",
     ),
 )
-# How Meta's tensor-parallel ranks split each weight: column-parallel on axis 0, row-parallel and embeddings on 1.
+# How Meta's tensor-parallel ranks split weights: column-parallel on axis 0, row-parallel and embeddings on 1.
 _RANK_AXES: tuple[tuple[str, int], ...] = (
     (r"\.(wq|wk|wv|w1|w3)\.weight$|(^|\.)output\.weight$", 0),
     (r"\.(wo|w2)\.weight$|tok_embeddings\.weight$", 1),
