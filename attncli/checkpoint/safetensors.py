@@ -1,6 +1,6 @@
 """safetensors headers: u64 length, JSON, then data. Every promise of the header is checked against the file.
 
-Source: the format description of the safetensors project (header ≤ 100 MB, offsets without holes or overlaps).
+Source: the format description of the safetensors project: header ≤ 100 MB, offsets without holes or overlaps.
 """
 
 from __future__ import annotations
@@ -59,8 +59,14 @@ def _header(path: Path) -> tuple[dict[str, Any], int, int]:
                 "The file is truncated or is no safetensors file. " + _DOWNLOAD_AGAIN,
             )
         raw = file.read(length)
+    if not raw.startswith(b"{"):
+        raise CheckpointError(
+            str(path),
+            f"the header begins with {raw[:8]!r}; a safetensors header begins with a {{.",
+            "The file is damaged or is no safetensors file. " + _DOWNLOAD_AGAIN,
+        )
     try:
-        header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _unique(path, pairs))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             str(path), f"the header is not valid JSON ({error}).", _DOWNLOAD_AGAIN
@@ -77,44 +83,51 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise CheckpointError(
             str(path),
-            f"the header names {twice!r} twice; every name must be unique.",
+            f"the header names {_label(twice)} twice; every name must be unique.",
             "Write the file again with the safetensors library.",
         )
     return found
 
 
 def _array(path: Path, name: str, entry: Any, data_start: int, data_size: int) -> Array:
+    label = _label(name)
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
             str(path),
-            f"tensor {name!r} lacks dtype, shape or data_offsets.",
+            f"tensor {label} lacks dtype, shape or data_offsets.",
             "Write the file again with the safetensors library.",
         ) from error
-    whole = [*shape, begin, end] if isinstance(shape, list) else [None]
-    if not isinstance(dtype, str) or any(type(n) is not int or n < 0 for n in whole):
+    whole = [*shape, begin, end] if isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS else [None]
+    if not isinstance(dtype, str) or any(type(n) is not int or not 0 <= n < 1 << 63 for n in whole):
+        given = f"{shape!r}, [{begin!r}, {end!r}]"
         raise CheckpointError(
             str(path),
-            f"tensor {name!r} has a shape or offsets that are no counts: {shape!r}, [{begin!r}, {end!r}].",
+            f"tensor {label} has a shape or offsets that are no counts: {given[:200]}.",
             "Write the file again with the safetensors library.",
         )
     if not begin <= end <= data_size:
         raise CheckpointError(
             str(path),
-            f"tensor {name!r} lies at bytes {begin} to {end}, but the file holds {data_size} bytes of data.",
+            f"tensor {label} lies at bytes {begin} to {end}, but the file holds {data_size} bytes of data.",
             "The file is truncated. " + _DOWNLOAD_AGAIN,
         )
     bits = _BITS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (end - begin) * 8:
         raise CheckpointError(
             str(path),
-            f"tensor {name!r} of shape {tuple(shape)} and dtype {dtype} needs {math.prod(shape) * bits // 8} bytes, but its offsets span {end - begin}.",
+            f"tensor {label} of shape {tuple(shape)} and dtype {dtype} needs "
+            f"{math.prod(shape) * bits // 8} bytes, but its offsets span {end - begin}.",
             "Write the file again with the safetensors library.",
         )
     return Array(
         name, tuple(shape), _DTYPES.get(dtype, dtype.lower()), path.name, data_start + begin, end - begin
     )
+
+
+def _label(name: str) -> str:
+    return repr(name if len(name) <= 200 else name[:200] + "…")
 
 
 def _check_layout(path: Path, arrays: list[Array], data_start: int, data_size: int) -> None:
@@ -125,11 +138,24 @@ def _check_layout(path: Path, arrays: list[Array], data_start: int, data_size: i
         if offset < position:
             raise CheckpointError(
                 str(path),
-                f"tensors {previous!r} and {array.name!r} overlap in the file.",
+                f"tensors {_label(previous)} and {_label(array.name)} overlap in the file.",
                 "Write the file again with the safetensors library.",
             )
+        if offset > position:
+            raise _unclaimed(path, position, offset)
         position = offset + array.size_bytes
         previous = array.name
+    if position < data_start + data_size:
+        raise _unclaimed(path, position, data_start + data_size)
+
+
+def _unclaimed(path: Path, start: int, end: int) -> CheckpointError:
+    """Loaders refuse a file with such a hole, so that nothing can hide in it."""
+    return CheckpointError(
+        str(path),
+        f"bytes {start} to {end} of the file belong to no tensor; a header must account for all of them.",
+        "Write the file again with the safetensors library, or download it again.",
+    )
 
 
 def _embedded_config(metadata: Any) -> tuple[Config, ...]:
@@ -162,6 +188,7 @@ def _embedded_config(metadata: Any) -> tuple[Config, ...]:
 
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_CONFIG_CHARS = 1_000_000
+_MAX_DIMENSIONS = 64
 _DOWNLOAD_AGAIN = "Download or copy it again and compare its size with the original."
 _DTYPES = {
     "F64": "float64",
@@ -192,4 +219,6 @@ _BITS = {
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
