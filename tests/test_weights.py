@@ -22,11 +22,10 @@ from attncli.records import (
     ScoreTerm,
     Tensor,
 )
-from attncli.weights import head_anomalies, score_bounds, value_measurements
-from attncli.weights import values as scan
+from attncli.weights import head_anomalies, score_bounds, statistics, value_measurements
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-BLOCK = scan._BLOCK
+BLOCK = statistics.BLOCK
 
 
 class Held:

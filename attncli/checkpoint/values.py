@@ -81,7 +81,7 @@ class Values:
             yield from part
 
     def parts(self, tensor: Tensor) -> Iterator[Iterator[torch.Tensor]]:
-        """The same pieces in groups of some megabytes, for threads: each group to one of them, in any order."""
+        """The same pieces in groups of some megabytes, for threads: one group to each, in any order."""
         array = self._plain_part(tensor)
         if array.numel == 0:
             return
@@ -210,13 +210,10 @@ class _MappedFile:
 
     def pieces(self, start: int, span: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
         """`span` bytes in pieces. Who asks for the next piece has read the one before: its pages go."""
-        dropped, end = start, start + span
-        for first in range(start, end, PIECE_BYTES):
-            if first - dropped >= _WINDOW_BYTES:
-                self._drop(dropped, first)
-                dropped = first
-            yield self.view(first, min(PIECE_BYTES, end - first), dtype)
-        self._drop(dropped, end)
+        for first in range(start, start + span, PIECE_BYTES):
+            size = min(PIECE_BYTES, start + span - first)
+            yield self.view(first, size, dtype)
+            self._drop(first, first + size)
 
     def _drop(self, start: int, end: int) -> None:
         # Touching a page also maps its neighbours, which may have been given back already.
@@ -307,12 +304,11 @@ def _numel_or_zero(shape: tuple[int, ...]) -> int:
     return math.prod(shape) if all(size >= 0 for size in shape) else 0
 
 
-# About half a core's second-level cache, and large enough that handing it over costs little beside reading.
-PIECE_BYTES = 1 << 20
+# Large enough that handing a piece over costs nothing beside reading it; its reader cuts it for the cache.
+PIECE_BYTES = 4 << 20
 # What one thread takes at a time: little enough that no thread waits long for the last one.
 PART_BYTES = 16 << 20
 MAX_OPEN_FILES = 8
-_WINDOW_BYTES = 4 << 20
 _NEIGHBOUR_BYTES = 128 << 10
 DTYPES: dict[str, torch.dtype] = {
     name: dtype
