@@ -9,6 +9,7 @@ from typing import Any
 
 from attncli.layout import families
 from attncli.layout.geometry import Geometry, geometry
+from attncli.layout.headlists import joined_heads
 from attncli.layout.heads import Heads, Options, resolve
 from attncli.layout.names import Site, attention_sites, layer_index, template
 from attncli.layout.rows import head_rows
@@ -35,7 +36,7 @@ def attention_layers(
     layers = []
     for site in sites:
         layers.append(_layer(site, reader, by_name, is_gguf, paths, options or Options()))
-    ordered = sorted(layers, key=lambda layer: _natural(layer.path))
+    ordered = sorted(joined_heads(layers), key=lambda layer: _natural(layer.path))
     return _without_unexplained_sharing(ordered, reader)
 
 
@@ -85,7 +86,7 @@ def _layer(
     around = Surroundings(tensors, model_type, is_gguf)
     anomalies = [*heads.anomalies, *_layout_anomalies(site, heads)]
     return Layer(
-        id=site.path,
+        id=site.path or ROOT,
         path=site.path,
         kind=kind,
         layout=heads.layout,
@@ -106,7 +107,7 @@ def _layer(
 
 def _bare(site: Site) -> Layer:
     return Layer(
-        id=site.path,
+        id=site.path or ROOT,
         path=site.path,
         kind=None,
         layout=site.mechanism,
@@ -328,9 +329,12 @@ _ROLE_ORDER = (
     "qkv gate q_a q_a_norm q q_b q_norm qk kv_a kv_a_norm k k_norm kv_b kv k_b v v_b q_learned o_a o added_q added_k added_v added_o "
     "sinks relative_bias attention_biases pos_bias logit_scale lambda"
 ).split()
+# The id of an attention whose tensors have no module in their names at all.
+ROOT = "(root)"
 # What each layout means, in rows of the output axis: H heads, K KV heads, d head size, r = H/K.
 LAYOUTS: dict[str, str] = {
     "separate": "one tensor each for q, k and v",
+    "module-per-head": "each head is a module with its own q, k and v",
     "fused-block": "[Q | K | V] blocks: H·d, K·d, K·d rows",
     "fused-head": "[H, 3, d]: q, k, v of head 0, then of head 1, …",
     "fused-group": "[K, r + 2, d]: per KV head its r query heads, its key, its value",

@@ -125,8 +125,7 @@ def _role(leaf: str) -> Role | None:
     for token, role in _FUSED_TOKENS:
         if re.search(rf"(?:^|_|(?<=[a-z])(?=[A-Z])){token}(?=_|$)", leaf):
             return role, leaf
-    prefix = _NAMES_AN_ATTENTION.match(leaf)
-    if prefix and leaf[prefix.end() :] in _BARE_OUTPUTS:
+    if leaf[len(_prefix_of(leaf)) :] in _BARE_OUTPUTS and leaf not in _BARE_OUTPUTS:
         return "o", leaf
     matches = list(_QKV_TOKEN.finditer(leaf))
     if len(matches) != 1:
@@ -200,10 +199,11 @@ def _groups(
     if triples:
         triples.sort(key=lambda group: len(group["q"].leaf))
         own = [g for g in triples if not _EXTRA_SET.search(g["q"].leaf)] or triples[:1]
-        named = [g for g in own if _NAMES_AN_ATTENTION.search(g["q"].spelling)]
-        return [own[0], *[g for g in own[1:] if g in named]]
+        return [own[0], *[g for g in own[1:] if _prefix_of(g["q"].leaf)]]
     q, k, v, kv, qk = (list(weights.get(role, ())) for role in ("q", "k", "v", "kv", "qk"))
     q = [m for m in q if len(m.tensor.shape) >= 2]
+    if q and q[0].leaf.startswith("linears.") and not re.search(r"att(n|ention)|mha", container.lower()):
+        return []
     if q and k and v:
         query = _primary(q)
         key = next((m for m in k if m.spelling == query.spelling), k[0])
@@ -283,7 +283,9 @@ def _mechanism(
 ) -> str | None:
     """What this module is when it is not softmax attention; None when it may be."""
     roles = {m.role for m in members}
-    projections = any(weights.get(role) for role in ("q", "qkv", "kv", "q_b"))
+    projections = any(
+        m.leaf != "in_proj" for role in ("q", "qkv", "kv", "q_b") for m in weights.get(role, ())
+    )
     if "sampling_offsets" in roles:
         return "deformable"
     if "gdn" in roles or ("time_decay" in roles) or "additive_weight" in roles:
@@ -297,7 +299,7 @@ def _mechanism(
         return "linear-attention"
     if projections and any(m.role == "qkv" and _is_one_plus_two(m.tensor.shape) for m in members):
         return "linear-attention"
-    if "a_log" in roles and not projections and {"ssm_in", "ssm_dt", "ssm_x", "conv1d"} & roles:
+    if "a_log" in roles and not projections and {"ssm_in", "ssm_dt", "ssm_x", "conv1d", "qkv"} & roles:
         return "ssm"
     return None
 
@@ -364,7 +366,7 @@ def _attention_prefix(lead: _Member) -> str:
 
 
 def _prefix_of(leaf: str) -> str:
-    match = _NAMES_AN_ATTENTION.match(leaf)
+    match = _NAMES_AN_ATTENTION.match(leaf) or _NUMBERED.match(leaf)
     return match.group() if match else ""
 
 
@@ -519,6 +521,8 @@ _FUSED_TOKENS = (
 # An additional set inside one attention: joint text stream, image prompt, global tokens, layout.
 _EXTRA_SET = re.compile(r"(^|_)(add|added|layout|global|ip|txt|pos)(_|$)")
 _BARE_OUTPUTS = frozenset({"proj", "out", "output", "out_proj", "o_proj", "o", "dense"})
+# A flat name that counts its layers: `layer0_q_proj`.
+_NUMBERED = re.compile(r"[A-Za-z_]*\d+_(?=[A-Za-z])")
 # Parts of an attention that choose or compress keys and weigh no values themselves.
 _NOT_ATTENTION = re.compile(r"(^|\.)(indexer|compressor)(\.|$)")
 # A flat name that itself names an attention: `cross_attn_q`, `attn_q`, `self_attn_query_content_proj`.
@@ -618,6 +622,11 @@ _EXACT: dict[str, str] = {
     "linear1": "qkv",
     "qkv_linear": "qkv",
     "attn": "qkv",
+    # The Annotated Transformer keeps its four projections in one list.
+    "linears.0": "q",
+    "linears.1": "k",
+    "linears.2": "v",
+    "linears.3": "o",
     "proj_x": "o",
     "in_proj_bias": "in_proj_bias",
     # multi-head latent attention
@@ -657,6 +666,10 @@ _EXACT: dict[str, str] = {
     "relative_position_bias.relative_position_bias_table": "relative_bias",
     "rel_pos.relative_position_bias_table": "relative_bias",
     # biases that are parameters of their own
+    "b_Q": "q_bias",
+    "b_K": "k_bias",
+    "b_V": "v_bias",
+    "b_O": "o_bias",
     "q_bias": "q_bias",
     "k_bias": "k_bias",
     "v_bias": "v_bias",

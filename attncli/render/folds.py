@@ -21,7 +21,7 @@ class Fold(NamedTuple):
     def label(self) -> str:
         """The path, its number replaced by the numbers it stands for."""
         if len(self.layers) == 1 or "#" not in self.first.stack:
-            return self.first.path
+            return self.first.path or self.first.id
         numbers = [layer.index for layer in self.layers if layer.index is not None]
         return self.first.stack.replace("#", "{" + ranges(numbers) + "}", 1)
 

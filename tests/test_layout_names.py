@@ -1,0 +1,116 @@
+"""Hand-written models: attention in the spellings of tutorials and small libraries, without any config."""
+
+import pytest
+
+from attncli.layout import attention_layers
+from attncli.records import Array, Layer, Tensor
+
+
+def layers_of(shapes: dict[str, tuple[int, ...]]) -> tuple[Layer, ...]:
+    return attention_layers(
+        [
+            Tensor(name, shape, "float32", "f", {"weight": Array(name, shape, "float32", "f", 0, 0)})
+            for name, shape in shapes.items()
+        ]
+    )
+
+
+def test_a_list_of_head_modules_is_one_layer_with_as_many_heads() -> None:
+    shapes = {
+        f"blocks.{block}.sa.heads.{head}.{leaf}.weight": (8, 32)
+        for block in range(2)
+        for head in range(4)
+        for leaf in ("key", "query", "value")
+    }
+    layers = layers_of(
+        {**shapes, "blocks.0.sa.proj.weight": (32, 32), "blocks.0.ffwd.net.0.weight": (128, 32)}
+    )
+    assert [(layer.path, layer.layout, layer.heads, layer.head_dim) for layer in layers] == [
+        ("blocks.0.sa", "module-per-head", 4, 8),
+        ("blocks.1.sa", "module-per-head", 4, 8),
+    ]
+    assert layers[0].evidence["heads"] == "shape"
+    assert len(layers[0].tensors) == 12
+
+
+def test_heads_of_unequal_shape_stay_layers_of_their_own() -> None:
+    shapes = {
+        f"sa.heads.{head}.{leaf}.weight": (8 + head, 32)
+        for head in range(2)
+        for leaf in ("key", "query", "value")
+    }
+    assert [layer.layout for layer in layers_of(shapes)] == ["separate", "separate"]
+
+
+def test_layers_counted_in_a_flat_name_are_layers_of_their_own() -> None:
+    shapes = {
+        f"layer{number}_{leaf}_proj.weight": (32, 32)
+        for number in range(2)
+        for leaf in ("q", "k", "v", "out")
+    }
+    layers = layers_of(shapes)
+    assert [layer.path for layer in layers] == ["layer0", "layer1"]
+    for number, layer in enumerate(layers):
+        assert [tensor.role for tensor in layer.tensors] == ["q", "k", "v", "o"]
+        assert all(tensor.name.startswith(f"layer{number}_") for tensor in layer.tensors)
+
+
+def test_four_linears_of_an_attention_are_q_k_v_and_output() -> None:
+    shapes = {
+        f"decoder.layers.0.{name}.linears.{number}.weight": (32, 32)
+        for name in ("self_attn", "src_attn")
+        for number in range(4)
+    }
+    layers = layers_of(shapes)
+    assert [(layer.path, layer.kind) for layer in layers] == [
+        ("decoder.layers.0.self_attn", "self"),
+        ("decoder.layers.0.src_attn", "cross"),
+    ]
+    assert [(tensor.role, tensor.name[-8]) for tensor in layers[0].tensors] == [
+        ("q", "0"),
+        ("k", "1"),
+        ("v", "2"),
+        ("o", "3"),
+    ]
+
+
+def test_a_list_of_linears_outside_an_attention_is_none() -> None:
+    assert layers_of({f"mlp.linears.{number}.weight": (32, 32) for number in range(4)}) == ()
+
+
+def test_tensors_without_a_module_form_a_layer_at_the_root() -> None:
+    (layer,) = layers_of({f"{leaf}.weight": (32, 32) for leaf in ("query", "key", "value")})
+    assert (layer.id, layer.path) == ("(root)", "")
+
+
+@pytest.mark.parametrize("leaf", ["x_proj", "dt_proj"])
+def test_a_state_space_layer_is_listed_as_what_it_is(leaf: str) -> None:
+    shapes = {
+        f"layers.0.mixer.{leaf}.weight": (34, 64),
+        "layers.0.mixer.A_log": (64, 16),
+        "layers.0.mixer.in_proj.weight": (128, 32),
+    }
+    (layer,) = layers_of(shapes)
+    assert (layer.kind, layer.layout) == (None, "ssm")
+
+
+def test_weights_of_transformer_lens_tell_heads_by_their_own_axis() -> None:
+    shapes = {f"blocks.0.attn.W_{letter}": (4, 32, 8) for letter in "QKV"} | {
+        "blocks.0.attn.W_O": (4, 8, 32),
+        "blocks.0.attn.b_Q": (4, 8),
+    }
+    (layer,) = layers_of(shapes)
+    assert (layer.heads, layer.kv_heads, layer.head_dim, layer.evidence["heads"]) == (4, 4, 8, "shape")
+    assert {tensor.role for tensor in layer.tensors} == {"q", "k", "v", "o", "q_bias"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("attention.key_layer", "attention.query_layer", "attention.energy_layer"),  # additive (Bahdanau)
+        ("memory.key", "memory.value"),
+        ("mlp.in_proj", "mlp.out_proj"),
+    ],
+)
+def test_what_has_no_query_key_and_value_is_no_attention(names: tuple[str, ...]) -> None:
+    assert layers_of({f"{name}.weight": (96, 32) for name in names}) == ()
