@@ -1,4 +1,4 @@
-"""Which format a file is, told by its bytes: one row per format that is read, one per format that is only named.
+"""Which format a file is, told by its bytes: a row per format that is read, a row per format only named.
 
 The suffix decides nothing; it is used once, to word an error.
 """
@@ -108,6 +108,16 @@ def _is_text(head: Head) -> bool:
     return all(character.isprintable() or character in "\n\r\t\f" for character in text)
 
 
+def _is_saved_model(head: Head) -> bool:
+    # protobuf field 1 (schema version 1), then a meta graph, whose own first field is its MetaInfoDef
+    return re.match(rb"\x08\x01\x12[\x80-\xff]{1,4}[\x00-\x7f]\x0a", head.start, re.DOTALL) is not None
+
+
+def _is_msgpack_map(head: Head) -> bool:
+    # a map (of at most 15 entries, or of at most 65535) that begins with a short word: the name of a module
+    return re.match(rb"([\x81-\x8f]|\xde..)([\xa1-\xbf]|\xd9.)[A-Za-z_]", head.start, re.DOTALL) is not None
+
+
 def _is_onnx(head: Head) -> bool:
     start = head.start
     # protobuf field 1 (ir_version, small), then producer_name, opset or graph
@@ -177,7 +187,7 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(
         "an HDF5 file (Keras or TensorFlow)",
         _starts(b"\x89HDF\r\n"),
-        "Convert it to safetensors: load the model in its framework and save its weights with the safetensors library.",
+        "Load the model in its framework and save its weights with the safetensors library.",
     ),
     Foreign(
         "a TensorFlow Lite model",
@@ -188,6 +198,16 @@ FOREIGN: tuple[Foreign, ...] = (
         "a CTranslate2 model",
         _is_ctranslate2,
         "Give the Hugging Face or OpenNMT checkpoint that it was converted from.",
+    ),
+    Foreign(
+        "a TensorFlow SavedModel",
+        _is_saved_model,
+        "Convert it to a PyTorch or safetensors checkpoint.",
+    ),
+    Foreign(
+        "a Flax checkpoint (msgpack)",
+        _is_msgpack_map,
+        "Convert it: load with from_flax=True in transformers and save_pretrained.",
     ),
     Foreign(
         "an ONNX model",
@@ -217,7 +237,8 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(
         "a torch file from before version 0.1.10 (tar)",
         lambda head: head.start[257:262] == b"ustar",
-        "If it is a tar archive of a checkpoint, unpack it; if it is an old torch file, load it with torch and save it again.",
+        "Unpack it if it is an archive of a checkpoint; if it is an old torch file, load it with torch and "
+        "save it again.",
     ),
     Foreign(
         "a compressed file",
@@ -229,7 +250,8 @@ FOREIGN: tuple[Foreign, ...] = (
         lambda head: (
             head.start[:1] == b"\x80" and head.start[1:2] in b"\x02\x03\x04\x05" and len(head.start) > 1
         ),
-        "attncli reads pickles only inside torch files: load it where you trust it, and save the arrays with torch.save or safetensors.",
+        "attncli reads pickles only inside torch files: load it where you trust it, and save the arrays with "
+        "torch.save or safetensors.",
     ),
     Foreign("a text file", _is_text, "Give the file that holds the weights, or the folder of the model."),
 )
