@@ -1,4 +1,4 @@
-"""LoRA pairs → one logical tensor per adapted weight: lora_B · lora_A is [out, in] like the weight it changes."""
+"""LoRA pairs → one logical tensor per adapted weight: lora_B · lora_A is [out, in] like what it changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _SIDES = {"A": "lora_A", "down": "lora_A", "B": "lora_B", "up": "lora_B"}
 
 
 def join_lora(arrays: Sequence[Array]) -> tuple[tuple[Tensor, ...], tuple[Array, ...]]:
-    """Logical tensors of complete pairs (scheme "lora", `quantisation` holds the rank), and all other arrays."""
+    """Logical tensors of complete pairs (scheme "lora", `quantisation` holds the rank), and all other
+    arrays."""
     if not any(".lora_" in array.name for array in arrays):
         return (), tuple(arrays)
     pairs: dict[tuple[str, str], dict[str, Array]] = {}
