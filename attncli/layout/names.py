@@ -312,11 +312,9 @@ def _is_one_plus_two(shape: tuple[int, ...]) -> bool:
 def _other_mechanism(container: str, mechanism: str, members: Sequence[_Member]) -> Site:
     roles: dict[str, Tensor] = {}
     for member in members:
-        role = member.role + ("_bias" if member.param == "bias" else "")
-        roles.setdefault(role, member.tensor)
-    path = container
-    # state-space parameters may sit one level down (forget_gate.A_log): the container already is the module
-    return Site(path=path, container=container, spelling="", roles=roles, mechanism=mechanism)
+        role = "in_proj" if mechanism == "ssm" and member.role == "qkv" else member.role
+        roles.setdefault(_with_bias(role, member), member.tensor)
+    return Site(path=container, container=container, spelling="", roles=roles, mechanism=mechanism)
 
 
 def _build(
@@ -325,37 +323,36 @@ def _build(
     members: Sequence[_Member],
     containers: Mapping[str, list[_Member]],
 ) -> Site:
+    """The site around the projections `chosen`: its output, biases, norms, and whatever else stands beside it."""
     lead = next(iter(chosen.values()))
     prefix = _attention_prefix(lead)
-    roles: dict[str, Tensor] = {role: m.tensor for role, m in chosen.items()}
     output, parents = _output(container, lead, prefix, members, containers)
+    roles: dict[str, Tensor] = {role: m.tensor for role, m in chosen.items()}
     if output is not None:
         roles["o"] = output.tensor
-    named = {m.tensor.name for m in chosen.values()}
-    pool = [*members, *[m for parent in parents for m in containers.get(parent, ())]]
-    for member in pool:
-        belongs = _bias_role(member, chosen, output)
-        if belongs:
-            roles.setdefault(belongs, member.tensor)
-        elif member.tensor.name in named or member.role in _PROJECTIONS:
-            if member.role in ("q", "k", "v") and member.tensor.name not in named and member in members:
-                if (
-                    not prefix
-                    or member.leaf.startswith(prefix)
-                    or not _NAMES_AN_ATTENTION.search(member.leaf)
-                ):
-                    suffix = "_bias" if member.param == "bias" else ""
-                    key = f"added_{member.role}{suffix}"
-                    if key not in roles:
-                        roles[key] = member.tensor
-            elif member.role == "added_o" and member in members:
-                roles.setdefault("added_o", member.tensor)
-        elif not prefix or _prefix_of(member.leaf) in ("", prefix):
-            suffix = "_bias" if member.param == "bias" else ""
-            roles.setdefault(member.role + suffix, member.tensor)
-    keep = [m.tensor.name for m in chosen.values()] + ([output.tensor.name] if output else [])
-    path = _common_prefix(keep, container)
+    taken = {tensor.name for tensor in roles.values()}
+    around = [m for parent in parents for m in containers.get(parent, ())]
+    for inside, member in [*((True, m) for m in members), *((False, m) for m in around)]:
+        bias = _bias_role(member, chosen, output)
+        # In a flat namespace each prefix is an attention of its own.
+        ours = not prefix or _prefix_of(member.leaf) in ("", prefix)
+        if bias:
+            roles.setdefault(bias, member.tensor)
+        elif member.tensor.name in taken or not ours:
+            continue
+        elif member.role in ("q", "k", "v"):
+            if inside:
+                roles.setdefault(_with_bias(f"added_{member.role}", member), member.tensor)
+        elif member.role not in _PROJECTIONS:
+            roles.setdefault(_with_bias(member.role, member), member.tensor)
+    path = _common_prefix(
+        [m.tensor.name for m in (*chosen.values(), *([output] if output else []))], container
+    )
     return Site(path=path, container=container, spelling=lead.spelling, roles=roles)
+
+
+def _with_bias(role: str, member: _Member) -> str:
+    return f"{role}_bias" if member.param == "bias" else role
 
 
 def _attention_prefix(lead: _Member) -> str:
