@@ -224,9 +224,7 @@ def _facts(
         re.search(r"(^|\.)layers\.\d+\.attention$", site.path)
         and "q" in roles
         and roles["q"].name.endswith("wq.weight")
-    ):
-        facts["rope_order"] = "interleaved"
-    elif is_gguf and model_type in _INTERLEAVED_GGUF:
+    ) or (is_gguf and model_type in _INTERLEAVED_GGUF):
         facts["rope_order"] = "interleaved"
     if families.kv_head_is_modulo(model_type):
         facts["kv_head_of_query_head"] = "h mod kv_heads"

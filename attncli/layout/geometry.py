@@ -168,11 +168,11 @@ def _hints(site: Site, matrices: Mapping[str, Matrix]) -> tuple[int | None, int 
         if role == "relative_bias" and len(shape) == 2 and shape[0] != shape[1]:
             # [buckets, H]; GGUF keeps the same order once its axes are reversed.
             count = shape[1] if shape[1] < shape[0] else (shape[0] if "rel_b" in tensor.name else None)
-        elif role == "logit_scale" and len(shape) == 3 and shape[1:] == (1, 1):
-            count = shape[0]
-        elif role == "sinks" and len(shape) == 1:
-            count = shape[0]
-        elif role == "attention_biases" and len(shape) == 2:
+        elif (
+            (role == "logit_scale" and len(shape) == 3 and shape[1:] == (1, 1))
+            or (role == "sinks" and len(shape) == 1)
+            or (role == "attention_biases" and len(shape) == 2)
+        ):
             count = shape[0]
         if count and count > 1:
             heads, source = count, tensor.name

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from attncli.layout.leaves import EXACT, PROJECTIONS, places, prefix_of
 from attncli.records import Tensor
-
-# A role and the spelling it came in: "q_proj" → ("q", "{q}_proj"); only equal spellings pair up.
-Role = tuple[str, str]
 
 
 class Site(NamedTuple):
@@ -49,8 +47,10 @@ def attention_sites(tensors: Iterable[Tensor]) -> list[Site]:
     """Every attention site, in the order in which its first tensor appears."""
     containers: dict[str, list[_Member]] = defaultdict(list)
     for tensor in tensors:
-        for container, leaf, param, role in _places(tensor):
-            containers[container].append(_Member(role[0], role[1], leaf, param, tensor))
+        for place in places(tensor.name):
+            containers[place.container].append(
+                _Member(place.role, place.spelling, place.leaf, place.param, tensor)
+            )
     drafts: list[Site] = []
     for container, members in containers.items():
         drafts.extend(_sites_in(container, members, containers))
@@ -80,64 +80,8 @@ def _last_number(path: str) -> tuple[str, str, str]:
         if re.search(
             r"(^|\.)(layers?|h|blocks?|blk|resblocks|decoder_layers|encoder_layers)\.$", path[: match.start()]
         ):
-            chosen = (
-                match
-                if not re.search(r"(stages?|layers?)\.\d+\.(blocks?|layers?)\.$", path[: match.start()])
-                else match
-            )
+            chosen = match
     return path[: chosen.start()], chosen.group(), path[chosen.end() :]
-
-
-# --- one name -----------------------------------------------------------------------------------------
-
-
-def _places(tensor: Tensor) -> list[tuple[str, str, str, Role]]:
-    """(container, leaf, parameter, role) for each way in which this tensor can belong to an attention module."""
-    segments = tensor.name.split(".")
-    param = segments.pop() if len(segments) > 1 and segments[-1] in _PARAMETERS else ""
-    if not segments:
-        return []
-    if len(segments) > 1 and segments[-1] in _WRAPPER_SUFFIXES:
-        inner = _role(segments[-2])
-        thin = segments[-1] not in ("proj", "projection") or segments[-2] in _BARE_NAMES
-        if inner is not None and inner[0] in _PROJECTIONS and thin:
-            segments.pop()
-    found = []
-    for steps in (1, 2, 3):
-        if len(segments) < steps:
-            break
-        leaf = ".".join(segments[-steps:])
-        role = _role(leaf)
-        if role is not None:
-            found.append((".".join(segments[:-steps]), leaf, param, role))
-    return found
-
-
-@lru_cache(maxsize=65536)
-def _role(leaf: str) -> Role | None:
-    if leaf in _EXACT:
-        return _EXACT[leaf], leaf
-    if "." in leaf:
-        return None
-    for pattern, role in _PATTERNS:
-        if pattern.fullmatch(leaf):
-            return role, leaf
-    for token, role in _FUSED_TOKENS:
-        if re.search(rf"(?:^|_|(?<=[a-z])(?=[A-Z])){token}(?=_|$)", leaf):
-            return role, leaf
-    if leaf[len(_prefix_of(leaf)) :] in _BARE_OUTPUTS and leaf not in _BARE_OUTPUTS:
-        return "o", leaf
-    matches = list(_QKV_TOKEN.finditer(leaf))
-    if len(matches) != 1:
-        return None
-    match = matches[0]
-    token = match.group("token")
-    for style in _STYLES:
-        if token in style:
-            role_name = "qkvo"[style.index(token)]
-            spelling = f"{leaf[: match.start('token')]}{{{style[0]}}}{leaf[match.end('token') :]}"
-            return role_name, spelling
-    return None
 
 
 # --- one module ---------------------------------------------------------------------------------------
@@ -163,10 +107,7 @@ def _sites_in(
         if weights.get("q") and "q_b" not in chosen:
             chosen["q"] = weights["q"][0]
         return [_build(container, chosen, members, containers)]
-    sites = [
-        _build(container, chosen, members, containers) for chosen in _groups(container, weights, members)
-    ]
-    return sites
+    return [_build(container, chosen, members, containers) for chosen in _groups(container, weights, members)]
 
 
 def _groups(
@@ -190,7 +131,7 @@ def _groups(
         for other in fused[1:]:
             if re.fullmatch(r"qkv_[a-z]", other.leaf) and re.fullmatch(r"qkv_[a-z]", first.leaf):
                 groups[0]["added_qkv"] = other  # a second stream in one joint attention
-            elif _prefix_of(other.leaf) != _prefix_of(first.leaf):
+            elif prefix_of(other.leaf) != prefix_of(first.leaf):
                 groups.append({"qkv": other})
         if not triples:
             return groups
@@ -199,7 +140,7 @@ def _groups(
     if triples:
         triples.sort(key=lambda group: len(group["q"].leaf))
         own = [g for g in triples if not _EXTRA_SET.search(g["q"].leaf)] or triples[:1]
-        return [own[0], *[g for g in own[1:] if _prefix_of(g["q"].leaf)]]
+        return [own[0], *[g for g in own[1:] if prefix_of(g["q"].leaf)]]
     q, k, v, kv, qk = (list(weights.get(role, ())) for role in ("q", "k", "v", "kv", "qk"))
     q = [m for m in q if len(m.tensor.shape) >= 2]
     if q and q[0].leaf.startswith("linears.") and not re.search(r"att(n|ention)|mha", container.lower()):
@@ -335,7 +276,7 @@ def _build(
     for inside, member in [*((True, m) for m in members), *((False, m) for m in around)]:
         bias = _bias_role(member, chosen, output)
         # In a flat namespace each prefix is an attention of its own.
-        ours = not prefix or _prefix_of(member.leaf) in ("", prefix)
+        ours = not prefix or prefix_of(member.leaf) in ("", prefix)
         if bias:
             roles.setdefault(bias, member.tensor)
         elif member.tensor.name in taken or not ours:
@@ -343,7 +284,7 @@ def _build(
         elif member.role in ("q", "k", "v"):
             if inside:
                 roles.setdefault(_with_bias(f"added_{member.role}", member), member.tensor)
-        elif member.role not in _PROJECTIONS:
+        elif member.role not in PROJECTIONS:
             roles.setdefault(_with_bias(member.role, member), member.tensor)
     path = _common_prefix(
         [m.tensor.name for m in (*chosen.values(), *([output] if output else []))], container
@@ -359,12 +300,7 @@ def _attention_prefix(lead: _Member) -> str:
     """What stands before q in a flat name: "cross_attn_" of GGUF's `cross_attn_q`; "" in "q_proj"."""
     if lead.role not in ("q", "k", "v", "q_a") and not lead.leaf.endswith("qkv"):
         return ""
-    return _prefix_of(lead.leaf)
-
-
-def _prefix_of(leaf: str) -> str:
-    match = _NAMES_AN_ATTENTION.match(leaf) or _NUMBERED.match(leaf)
-    return match.group() if match else ""
+    return prefix_of(lead.leaf)
 
 
 def _bias_role(member: _Member, chosen: Mapping[str, _Member], output: _Member | None) -> str | None:
@@ -424,10 +360,8 @@ def _best_output(candidates: Sequence[_Member], lead: _Member, prefix: str) -> _
         candidates = [m for m in candidates if m.leaf.startswith((prefix, prefix.rstrip("_") + "."))]
     else:
         candidates = [m for m in candidates if not m.leaf.startswith("cross_attn_")]
-    order = list(_EXACT)
-    return min(
-        candidates, key=lambda m: order.index(m.leaf) if m.leaf in _EXACT else len(order), default=None
-    )
+    order = list(EXACT)
+    return min(candidates, key=lambda m: order.index(m.leaf) if m.leaf in EXACT else len(order), default=None)
 
 
 def _common_prefix(names: Sequence[str], container: str) -> str:
@@ -485,11 +419,6 @@ def _with_unique_paths(sites: list[Site]) -> list[Site]:
 
 # --- tables -------------------------------------------------------------------------------------------
 
-_PARAMETERS = frozenset({"weight", "bias", "kernel", "scale", "gamma", "beta", "w", "b"})
-# Thin modules around one Linear; dropped only behind a projection's own name.
-_WRAPPER_SUFFIXES = frozenset({"linear", "conv", "convolution", "base_layer", "proj", "projection", "lin"})
-_BARE_NAMES = frozenset({"query", "key", "value", "output", "q", "k", "v", "o", "out"})
-_PROJECTIONS = frozenset({"q", "k", "v", "o", "qkv", "kv", "qk"})
 _MLA_ROLES = ("q_a", "q_b", "kv_a", "kv_b", "k_b", "v_b")
 # Modules that hold only the projections while their parent holds the output projection.
 _INNER_MODULES = frozenset(
@@ -499,201 +428,7 @@ _INNER_MODULES = frozenset(
 _OUTER_OUTPUTS = frozenset(
     "output.dense output o_proj out_proj dense proj post output_projection.o_proj self_output.dense".split()
 )
-_STYLES = (
-    ("q", "k", "v", "o"),
-    ("Q", "K", "V", "O"),
-    ("query", "key", "value", "output"),
-    ("queries", "keys", "values", "outputs"),
-    ("Query", "Key", "Value", "Output"),
-)
-_QKV_TOKEN = re.compile(
-    r"(?:(?:^|(?<=_))[wW]?|(?<=[a-z]))(?P<token>quer(?:y|ies)|keys?|values?|outputs?|Query|Key|Value|Output|(?<![A-Za-z])[qkvoQKVO]|(?<=^w)[qkvo]|(?<=_w)[qkvo]|(?<=^W)[qkvo])(?=_|$|\d*$)"
-)
-_FUSED_TOKENS = (
-    ("(?:g?qkv|QKV|query_key_value|queries_keys_values)", "qkv"),
-    ("(?:W?w?qkv)", "qkv"),
-    ("(?:w?W?kv|KV|key_value|keys_values)", "kv"),
-    ("(?:qk|QK|query_key|queries_keys)", "qk"),
-)
 # An additional set inside one attention: joint text stream, image prompt, global tokens, layout.
 _EXTRA_SET = re.compile(r"(^|_)(add|added|layout|global|ip|txt|pos)(_|$)")
-_BARE_OUTPUTS = frozenset({"proj", "out", "output", "out_proj", "o_proj", "o", "dense"})
-# A flat name that counts its layers: `layer0_q_proj`.
-_NUMBERED = re.compile(r"[A-Za-z_]*\d+_(?=[A-Za-z])")
 # Parts of an attention that choose or compress keys and weigh no values themselves.
 _NOT_ATTENTION = re.compile(r"(^|\.)(indexer|compressor)(\.|$)")
-# A flat name that itself names an attention: `cross_attn_q`, `attn_q`, `self_attn_query_content_proj`.
-_NAMES_AN_ATTENTION = re.compile(r"(?:[a-z]+_)*?(?:cross|self|enc|dec)?_?att(?:n|ention)?_(?=.)")
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), role)
-    for pattern, role in (
-        (
-            r"(?:\w+_)?(?:q|query)_(?:layer_?norm|norm|ln|l2_clip)|(?:norm|layer_norm|ln)_q|norm_query|query_norm|q_sub_norm|q_norm_x",
-            "q_norm",
-        ),
-        (
-            r"(?:\w+_)?(?:k|key)_(?:layer_?norm|norm|ln)|(?:norm|layer_norm|ln)_k|norm_key|key_norm|k_sub_norm|k_norm_x|k_rope_only_layernorm",
-            "k_norm",
-        ),
-        (r"(?:attn_)?(?:v|value)_(?:layer_?norm|norm|ln)|norm_v", "v_norm"),
-        (r"norm_added_q", "added_q_norm"),
-        (r"norm_added_k", "added_k_norm"),
-        (r"lambda_[qk]\d?|lambda_\w+", "lambda"),
-        (r"(?:attn_)?sinks?|attention_sink_bias|attn_sinks|sink_proj", "sinks"),
-        (r"logit_scale|per_dim_scale|temperature", "logit_scale"),
-        (r"pos_bias_[uv]|bias_[uv]|r_[wrs]_bias", "pos_bias"),
-        (r"rel_pos_[hw]|rel_pos_emb", "rel_pos"),
-        (r"attention_biases", "attention_biases"),
-        (
-            r"relative_attention_bias|relative_position_bias_table|(?:attn|cross_attn)_rel_b|relative_position_bias",
-            "relative_bias",
-        ),
-        (r".*(?:masked_bias|inv_freq|relative_position_index|relative_coords_table|rotary_emb)", "buffer"),
-        (r"sampling_offsets", "sampling_offsets"),
-        (r"in_proj_qkvz|in_proj_qkv|in_proj_ba", "gdn"),
-        (r"(?:o|out|output)_(?:layer_?)?norm", "o_norm"),
-        (r"emb_rel_[kv]", "relative_key"),
-        (r"time_decay|time_first|time_maa_.*|time_mix_.*", "time_decay"),
-        (r"A_log", "a_log"),
-        (r"x_proj", "ssm_x"),
-        (r"dt_proj|dt_bias|dt", "ssm_dt"),
-        (r"g_proj|gate_proj|attn_gate|gate|output_gate_proj", "gate"),
-        (r"output_gate", "lightning_gate"),
-        (r"w_g", "additive_weight"),
-        (r"cls_token|probe|latent|latents|pooling_attention_query|query_tokens", "learned_q"),
-        (r"bias_k", "bias_k"),
-        (r"bias_v", "bias_v"),
-    )
-)
-_EXACT: dict[str, str] = {
-    # output projections, the more specific first: the order is the preference
-    "o_proj": "o",
-    "out_proj": "o",
-    "output.dense": "o",
-    "to_out.0": "o",
-    "wo": "o",
-    "Wo": "o",
-    "out_lin": "o",
-    "linear_out": "o",
-    "linear_proj": "o",
-    "attn_output": "o",
-    "cross_attn_o": "o",
-    "attn_out_proj": "o",
-    "attn_out": "o",
-    "c_proj": "o",
-    "dense": "o",
-    "proj": "o",
-    "proj_out": "o",
-    "proj_attn": "o",
-    "projection": "o",
-    "projection_layer": "o",
-    "post_proj": "o",
-    "project_out": "o",
-    "attention_out": "o",
-    "output_proj": "o",
-    "output_linear": "o",
-    "self_attn.output_proj": "o",
-    "cross_attn.output_proj": "o",
-    "out": "o",
-    "o": "o",
-    "output": "o",
-    "to_out": "o",
-    "linear": "o",
-    "post": "o",
-    "final": "o",
-    "linear2": "o",
-    "W_O": "o",
-    "o_b_proj": "o",
-    "o_a_proj": "o_a",
-    "output_projection.o_proj": "o",
-    "output_projection.gate_proj": "gate",
-    "experts.output_linear": "o",
-    "experts.input_linear": "q_experts",
-    "to_add_out": "added_o",
-    # fused tensors whose name does not spell qkv
-    "in_proj_weight": "qkv",
-    "in_proj": "qkv",
-    "c_attn": "qkv",
-    "W_pack": "qkv",
-    "att_proj": "qkv",
-    "linear1": "qkv",
-    "qkv_linear": "qkv",
-    "attn": "qkv",
-    # The Annotated Transformer keeps its four projections in one list.
-    "linears.0": "q",
-    "linears.1": "k",
-    "linears.2": "v",
-    "linears.3": "o",
-    "proj_x": "o",
-    "in_proj_bias": "in_proj_bias",
-    # multi-head latent attention
-    "q_a_proj": "q_a",
-    "wq_a": "q_a",
-    "linear_q_down_proj": "q_a",
-    "attn_q_a": "q_a",
-    "q_b_proj": "q_b",
-    "wq_b": "q_b",
-    "linear_q_up_proj": "q_b",
-    "attn_q_b": "q_b",
-    "q_gate_proj": "q_b",
-    "kv_a_proj_with_mqa": "kv_a",
-    "kv_a_proj": "kv_a",
-    "wkv_a": "kv_a",
-    "wkv_a_with_mqa": "kv_a",
-    "linear_kv_down_proj": "kv_a",
-    "attn_kv_a_mqa": "kv_a",
-    "kv_b_proj": "kv_b",
-    "wkv_b": "kv_b",
-    "linear_kv_up_proj": "kv_b",
-    "attn_kv_b": "kv_b",
-    "attn_k_b": "k_b",
-    "attn_v_b": "v_b",
-    "q_a_layernorm": "q_a_norm",
-    "q_a_norm": "q_a_norm",
-    "attn_q_a_norm": "q_a_norm",
-    "linear_q_up_proj.layer_norm_weight": "q_a_norm",
-    "kv_a_layernorm": "kv_a_norm",
-    "kv_a_norm": "kv_a_norm",
-    "kv_norm": "kv_a_norm",
-    "attn_kv_a_norm": "kv_a_norm",
-    "linear_kv_up_proj.layer_norm_weight": "kv_a_norm",
-    # norms one level down
-    "norm.query_norm": "q_norm",
-    "norm.key_norm": "k_norm",
-    "relative_position_bias.relative_position_bias_table": "relative_bias",
-    "rel_pos.relative_position_bias_table": "relative_bias",
-    # biases that are parameters of their own
-    "b_Q": "q_bias",
-    "b_K": "k_bias",
-    "b_V": "v_bias",
-    "b_O": "o_bias",
-    "q_bias": "q_bias",
-    "k_bias": "k_bias",
-    "v_bias": "v_bias",
-    # state-space modules
-    "conv1d": "conv1d",
-    "forget_gate.A_log": "a_log",
-    "A_log": "a_log",
-    "x_proj": "ssm_x",
-    "in_proj_ssm": "ssm_in",
-    "ssm_a": "a_log",
-    "ssm_in": "ssm_in",
-    "ssm_conv1d": "conv1d",
-    "ssm_dt": "ssm_dt",
-    "ssm_x": "ssm_x",
-    # bidirectional cross-attention between two streams
-    "vision_proj": "bi_q",
-    "text_proj": "bi_k",
-    "values_text_proj": "bi_v",
-    "out_vision_proj": "bi_o",
-    "values_vision_proj": "bi_added_v",
-    "out_text_proj": "bi_added_o",
-    # keys' own helpers that spell a role but are none
-    "k_sconv": "conv",
-    "v_sconv": "conv",
-    "rel_logits_proj": "relative_bias",
-    "relative_k_proj": "relative_key",
-    "pos_key_proj": "pos_key",
-    "pos_query_proj": "pos_query",
-    "r_kernel": "relative_key",
-}
