@@ -11,7 +11,7 @@ from attncli.errors import UsageError
 
 
 def project_defaults() -> dict[str, Any]:
-    """Defaults per command: keys of `[tool.attncli]` hold for every command, those of `[tool.attncli.COMMAND]` for one."""
+    """Defaults per command. Keys of `[tool.attncli]` hold for all, those of `[tool.attncli.COMMAND]` for one."""
     file = next(
         (f / "pyproject.toml" for f in (Path.cwd(), *Path.cwd().parents) if (f / "pyproject.toml").is_file()),
         None,

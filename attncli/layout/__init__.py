@@ -33,9 +33,7 @@ def attention_layers(
     is_gguf = any(config.source.startswith("GGUF") for config in configs)
     sites = attention_sites(tensors)
     paths = {site.path for site in sites}
-    layers = []
-    for site in sites:
-        layers.append(_layer(site, reader, by_name, is_gguf, paths, options or Options()))
+    layers = [_layer(site, reader, by_name, is_gguf, paths, options or Options()) for site in sites]
     ordered = sorted(joined_heads(layers), key=lambda layer: _natural(layer.path))
     return _without_unexplained_sharing(ordered, reader)
 
@@ -324,8 +322,8 @@ _FIXED_ORDERS = {
     "qk+v": "Q | K",
 }
 _ROLE_ORDER = (
-    "qkv gate q_a q_a_norm q q_b q_norm qk kv_a kv_a_norm k k_norm kv_b kv k_b v v_b q_learned o_a o added_q added_k added_v added_o "
-    "sinks relative_bias attention_biases pos_bias logit_scale lambda"
+    "qkv gate q_a q_a_norm q q_b q_norm qk kv_a kv_a_norm k k_norm kv_b kv k_b v v_b q_learned o_a o "
+    "added_q added_k added_v added_o sinks relative_bias attention_biases pos_bias logit_scale lambda"
 ).split()
 # The id of an attention whose tensors have no module in their names at all.
 ROOT = "(root)"

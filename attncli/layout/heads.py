@@ -6,12 +6,12 @@ an anomaly that names both numbers. Nothing is filled in by habit: no "probably 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from attncli.layout import families
+from attncli.layout.fused import layout_of, widths
 from attncli.layout.geometry import Geometry
 from attncli.layout.names import Site
 from attncli.layout.settings import Settings
@@ -46,167 +46,15 @@ class Heads:
 
 def resolve(site: Site, shape: Geometry, nodes: Sequence[Settings], options: Options) -> Heads:
     """Everything about heads that can be known of `site`."""
-    layout, order_evidence = _layout(site, shape, nodes)
+    layout, order_evidence = layout_of(site, shape, nodes)
     found = Heads(layout=layout)
     found.evidence["layout"] = order_evidence
     if layout == "mla":
         _resolve_mla(site, found, nodes, options)
         return found
-    if "qkv" in site.roles:
-        _split_fused(site, shape, found, nodes, options)
-    elif layout in ("q+kv", "k-eq-v") and "kv" in site.roles:
-        found.q = shape.q if shape.q is not None else shape.o_in
-        rows = shape.fused
-        found.k = rows if layout == "k-eq-v" else (rows // 2 if rows is not None else None)
-        found.v = found.k
-        _split_unequal_kv(shape, found)
-    elif layout == "qk+v":
-        found.q = found.k = shape.fused // 2 if shape.fused is not None else None
-        found.v = shape.v
-    elif layout == "shared-qk":
-        found.q = found.k = shape.fused
-        found.v = shape.v
-    else:
-        found.q, found.k, found.v = shape.q, shape.k, shape.v
-        if layout == "k-eq-v":
-            found.v = found.k
+    found.q, found.k, found.v, found.gate = widths(layout, site, shape, nodes)
     _resolve_plain(site, shape, found, nodes, options)
     return found
-
-
-# --- which layout -------------------------------------------------------------------------------------
-
-
-def _layout(site: Site, shape: Geometry, nodes: Sequence[Settings]) -> tuple[str, Evidence]:
-    roles = set(site.roles)
-    if site.mechanism != "softmax":
-        return site.mechanism, "name"
-    if "kv_a" in roles:
-        return "mla", "name"
-    if "qkv" in roles:
-        return _fused_layout(site, shape, nodes)
-    if "kv" in roles:
-        return ("k-eq-v" if "q_b" in roles else "q+kv"), "name"
-    if "qk" in roles:
-        leaf = site.roles["qk"].name
-        if re.search(r"query_key(\.|$)", leaf) and shape.fused is not None and shape.fused == shape.v:
-            return "shared-qk", "shape"
-        return "qk+v", "name"
-    if {"q", "k", "v"} <= roles or ({"q_learned", "k", "v"} <= roles):
-        return "separate", "name"
-    if any(tensor.scheme == "lora" for tensor in site.roles.values()):
-        return "separate", "name"
-    if {"q", "k"} <= roles:
-        return "k-eq-v", "name"
-    if "q" in roles and not {"k", "v"} & roles:
-        return "kv-shared", "name"
-    return "incomplete", "name"
-
-
-def _fused_layout(site: Site, shape: Geometry, nodes: Sequence[Settings]) -> tuple[str, Evidence]:
-    name = site.roles["qkv"].name
-    if "attn_qkv" in name.split("."):
-        # llama.cpp's converter writes [Q|K|V] whatever the source order was.
-        return "fused-block", "name"
-    leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
-    if leaf in ("linear1", "to_qkv_mlp_proj") or "attn_out_proj" in (
-        site.roles["o"].name.split(".") if "o" in site.roles else ()
-    ):
-        return "fused-mlp", "name"
-    if "attention_biases" in site.roles:  # LeViT and TinyViT: per head, value heads of their own size
-        return "fused-unequal", "name"
-    if "rel_pos.relative_position_bias_table" in (
-        site.roles["relative_bias"].name if "relative_bias" in site.roles else ""
-    ):
-        # timm's MaxViT and CoAtNet: the TensorFlow port, told by its 3-D table, is the one with [Q|K|V] blocks.
-        return ("fused-head" if len(site.roles["relative_bias"].shape) == 2 else "fused-block"), "shape"
-    for settings in nodes:
-        order = families.fused_order(settings.model_type, settings.raw)
-        if order is not None and leaf not in ("in_proj_weight",):
-            if (
-                leaf == "qkv"
-                and order in ("fused-block", "fused-group", "fused-qvk")
-                and settings.affinity < 0
-            ):
-                continue
-            return order, "config"
-    for pattern, order in _ORDER_BY_NAME:
-        if re.search(pattern, name):
-            return order, "name"
-    return "fused-unknown", "name"
-
-
-# --- widths of fused tensors --------------------------------------------------------------------------
-
-
-def _split_fused(
-    site: Site, shape: Geometry, found: Heads, nodes: Sequence[Settings], options: Options
-) -> None:
-    total, out = shape.fused, shape.o_in
-    if total is None:
-        return
-    name = site.roles["qkv"].name
-    if found.layout == "fused-mlp":
-        width = _mlp_width(site, shape)
-        found.q = found.k = found.v = width
-        return
-    if re.search(r"gqkv", name):
-        found.gate = True
-        found.q = found.k = found.v = total // 4 if total % 4 == 0 else None
-        return
-    if found.layout == "fused-unequal":
-        heads = shape.heads_hint
-        if heads and out and (total - out) % 2 == 0:
-            found.q = found.k = (total - out) // 2
-            found.v = out
-        return
-    for heads, dim, kv, _ in _claims(nodes):
-        gated = any(families.gated_query(settings.model_type, settings.raw) for settings in nodes)
-        if gated and 2 * (heads + kv) * dim == total:
-            found.gate = True
-            found.q, found.k, found.v = 2 * heads * dim, kv * dim, kv * dim
-            return
-    for heads, dim, kv, v_dim in _claims(nodes):
-        if (heads + kv) * dim + kv * v_dim == total:
-            found.q, found.k, found.v = heads * dim, kv * dim, kv * v_dim
-            return
-    claimed = [heads * dim for heads, dim, _, _ in _claims(nodes)]
-    for width in (out, *claimed, shape.q_in):
-        rest = total - width if width else 0
-        if width and rest > 0 and rest % 2 == 0 and rest // 2 <= width and width % (rest // 2) == 0:
-            found.q = width
-            found.k = found.v = rest // 2
-            return
-    if total % 3 == 0 and out is None:
-        found.q = found.k = found.v = total // 3
-
-
-def _claims(nodes: Sequence[Settings]) -> list[tuple[int, int, int, int]]:
-    """(heads, head size, KV heads, value head size) as each node gives them."""
-    claims = []
-    for settings in nodes:
-        for heads in settings.heads:
-            for dim in settings.head_dims:
-                for kv in settings.kv_heads or (heads,):
-                    v_dim = settings.raw.get("v_head_dim")
-                    claims.append((heads, dim, kv, v_dim if isinstance(v_dim, int) else dim))
-    return claims
-
-
-def _mlp_width(site: Site, shape: Geometry) -> int | None:
-    """Width of q in a tensor that also holds the MLP: attention works at the model's own width there."""
-    if shape.q_in and shape.fused and shape.fused > 3 * shape.q_in:
-        return shape.q_in
-    return None
-
-
-def _split_unequal_kv(shape: Geometry, found: Heads) -> None:
-    """LeViT's [K|V] per head with d_v ≠ d: the output projection gives V's width."""
-    rows, out, queries = shape.fused, shape.o_in, found.q
-    if rows is None or out is None or queries is None or found.layout != "q+kv":
-        return
-    if rows == queries + out and out != queries:
-        found.k, found.v = queries, out
 
 
 # --- plain and grouped heads --------------------------------------------------------------------------
@@ -550,38 +398,3 @@ def _resolve_mla(site: Site, found: Heads, nodes: Sequence[Settings], options: O
 
 def _first(values: Sequence[int]) -> int | None:
     return values[0] if values else None
-
-
-# --- tables -------------------------------------------------------------------------------------------
-
-# Names that settle the order of a fused tensor by themselves. The first match wins; no match: unknown.
-_ORDER_BY_NAME: tuple[tuple[str, str], ...] = (
-    (r"(^|\.)in_proj_weight$", "fused-block"),
-    (r"(^|\.)c_attn\.", "fused-block"),
-    (r"(^|\.)W_pack\.", "fused-block"),
-    (r"(^|\.)att_proj\.", "fused-block"),
-    (r"(^|\.)Wqkv\.", "fused-block"),
-    (r"(^|\.)wqkv\.", "fused-group"),
-    (r"(^|\.)linear_qkv\.", "fused-group"),
-    (r"(^|\.)qkv_linear\.", "fused-block"),
-    (r"(^|\.)gqkv_proj\.", "fused-block"),
-    (
-        r"(^|\.)(attn_block|attn_grid)\.attn\.qkv\.",
-        "fused-unknown",
-    ),  # MaxViT: either order, by a flag no file holds
-    (r"(^|\.)self\.in_proj\.", "fused-head"),  # DeBERTa v1
-    (r"(^|\.)attn\.attn\.", "fused-group"),  # litgpt before it stored [Q|K|V]
-    (
-        r"(^|\.)(gpt_neox\.layers|transformer\.h|h)\.\d+\.(attention|self_attention|attn)\.query_key_value\.",
-        "fused-group",
-    ),
-    (r"(^|\.)layers\.\d+\.self_attn\.query_key_value\.", "fused-head"),  # Persimmon
-    (
-        r"(^|\.)language_model\.(encoder|decoder|transformer)\.layers\.\d+\.(self_)?attention\.query_key_value\.",
-        "fused-group",
-    ),
-    (r"(^|\.)qkv_proj\.", "fused-block"),
-    (r"(^|\.)to_qkv\.", "fused-block"),
-    (r"(^|\.)(qkv|qkv_[a-z]|w_qkv|[a-z_]*attn_qkv)(\.|$)", "fused-block"),
-    (r"(^|\.)queries_keys_values\.", "fused-unequal"),
-)

@@ -312,15 +312,10 @@ def _bias_role(member: _Member, chosen: Mapping[str, _Member], output: _Member |
             return f"{role}_bias"
     if member.leaf == "in_proj_bias" and "q" in chosen and chosen["q"].leaf == "q_proj_weight":
         return "qkv_bias"
-    if (
-        output is not None
-        and member.param == "bias"
-        and member.leaf == output.leaf
-        and member.role == output.role
-    ):
-        if member.tensor.name.rsplit(".", 1)[0] == output.tensor.name.rsplit(".", 1)[0]:
-            return "o_bias"
-    return None
+    if output is None or member.param != "bias" or member.role != output.role:
+        return None
+    same_module = member.tensor.name.rsplit(".", 1)[0] == output.tensor.name.rsplit(".", 1)[0]
+    return "o_bias" if same_module else None
 
 
 def _output(

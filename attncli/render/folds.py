@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from attncli.records import Layer, LayerTensor
@@ -62,7 +63,7 @@ def ranges(numbers: Sequence[int]) -> str:
     ordered = sorted(set(numbers))
     if len(ordered) > 2:
         step = ordered[1] - ordered[0]
-        if step > 1 and all(b - a == step for a, b in zip(ordered, ordered[1:], strict=False)):
+        if step > 1 and all(b - a == step for a, b in pairwise(ordered)):
             return f"{ordered[0]}–{ordered[-1]} step {step}"
     parts: list[str] = []
     start = previous = ordered[0]

@@ -72,7 +72,17 @@ def _build(model_type: str) -> tuple[Any, Any] | None:
             return None
         with torch.device("meta"):
             return config, AutoModel.from_config(config)
-    except Exception:  # noqa: BLE001: whatever a model needs that is not here, it is skipped
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        KeyError,
+        NotImplementedError,
+    ):
+        # Whatever a model needs that is not here: it is skipped.
         return None
 
 
