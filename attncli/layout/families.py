@@ -146,8 +146,8 @@ _SCALE_KEYS: dict[str, Callable[[Mapping[str, Any], Any, int | None], float | No
 }
 _UNIT_SCALE = frozenset(
     "t5 mt5 umt5 longt5 switch_transformers pop2piano pix2struct pix2struct_text_model pix2struct_vision_model "
-    "udop t5encoder gpt_neo dia dia_encoder dia_decoder gemma3n gemma3n_text gemma4 gemma4_text gemma4_vision gemma4_unified "
-    "gemma4_unified_text embedding_gemma2 embedding_gemma2_text diffusion_gemma gemma4_assistant".split()
+    "udop t5encoder gpt_neo dia dia_encoder dia_decoder gemma3n gemma3n_text gemma4 gemma4_text gemma4_vision "
+    "gemma4_unified gemma4_unified_text embedding_gemma2 embedding_gemma2_text diffusion_gemma gemma4_assistant".split()
 )
 _LEARNED_SCALE = frozenset("swinv2 swin2sr timesfm timesfm2_5 videoprism".split())
 _DEBERTA = frozenset({"deberta", "deberta-v2", "sew-d"})
@@ -164,8 +164,8 @@ _SCALE_OF_HEAD_DIM: tuple[tuple[frozenset[str], Callable[[int, Mapping[str, Any]
 # Families whose published code is read to multiply by 1/√head_dim.
 _STANDARD_SCALE = frozenset(
     "llama mistral mixtral qwen2 qwen2_moe qwen2_vl qwen2_5_vl qwen3 qwen3_moe qwen3_vl qwen3_next phi phi3 phimoe "
-    "gpt2 gpt_neox gptj bloom falcon mpt codegen gpt_bigcode opt bart mbart pegasus marian m2m_100 blenderbot whisper bert "
-    "roberta xlm-roberta camembert electra albert distilbert mpnet vit deit clip siglip olmo olmo2 olmo3 olmoe cohere "
+    "gpt2 gpt_neox gptj bloom falcon mpt codegen gpt_bigcode opt bart mbart pegasus marian m2m_100 blenderbot whisper "
+    "bert roberta xlm-roberta camembert electra albert distilbert mpnet vit deit clip siglip olmo olmo2 olmo3 olmoe cohere "
     "cohere2 starcoder2 stablelm smollm3 gemma internlm2 baichuan modernbert persimmon gpt_oss glm glm4 dbrx layoutlm "
     "layoutlmv2 wav2vec2 hubert esm xlnet".split()
 )
