@@ -354,7 +354,9 @@ def test_any_number_of_threads_gives_the_same_numbers(cores: int, monkeypatch: p
 
 
 def layer_of(
-    terms: tuple[ScoreTerm, ...] = (), tensors: Mapping[str, tuple[str, torch.Tensor]] | None = None
+    terms: tuple[ScoreTerm, ...] = (),
+    tensors: Mapping[str, tuple[str, torch.Tensor]] | None = None,
+    rows: Mapping[str, HeadRows] | None = None,
 ) -> Layer:
     return Layer(
         id="layer0",
@@ -370,15 +372,22 @@ def layer_of(
             LayerTensor(role, name, tuple(tensor.shape), str(tensor.dtype)[6:], "data.bin")
             for name, (role, tensor) in (tensors or {}).items()
         ),
+        rows=rows or {},
         score_terms=terms,
     )
 
 
-def attention(held: Held, kv_starts: tuple[int, ...] = (0, 0, 4, 4)) -> Layer:
+def attention(held: Held) -> Layer:
     """Four query heads of size 4 over two key heads."""
-    roles = {name: (name, tensor) for name, tensor in held.held.items()}
-    query = ScoreSide(HeadRows("q", (0, 4, 8, 12), 4), None)
-    return layer_of((ScoreTerm(query, ScoreSide(HeadRows("k", kv_starts, 4), None)),), roles)
+    tensors = {name: (name, tensor) for name, tensor in held.held.items()}
+    own, shared = (0, 4, 8, 12), (0, 0, 4, 4)
+    rows = {
+        "q": HeadRows("q", own, 4),
+        "k": HeadRows("k", shared, 4),
+        "v": HeadRows("v", shared, 4),
+        "o": HeadRows("o", own, 4, out_axis=1),
+    }
+    return layer_of((), tensors, rows)
 
 
 def healthy() -> Held:
@@ -414,6 +423,12 @@ def test_a_zero_key_or_value_head_names_every_query_head_that_uses_it() -> None:
     assert faults(held) == [("zero-head", "k", "k", (2, 3)), ("zero-head", "v", "v", (0, 1))]
 
 
+def test_a_head_whose_output_columns_are_zero_is_named() -> None:
+    held = healthy()
+    held.held["o"][:, 4:8] = 0.0
+    assert faults(held) == [("zero-head", "o", "o", (1,))]
+
+
 def test_as_many_zeros_as_a_head_in_other_places_are_no_zero_head() -> None:
     held = healthy()
     held.held["q"][:, 3:9] = 0.0
@@ -444,11 +459,10 @@ def test_heads_of_a_fused_projection_say_which_rows_they_are() -> None:
     qkv = torch.randn(24, 8, generator=torch.Generator().manual_seed(4))
     qkv[12:16] = 0.0
     held = Held({"qkv": qkv.mT.contiguous()})
-    term = ScoreTerm(
-        ScoreSide(HeadRows("qkv", (0, 4), 4, out_axis=1), None),
-        ScoreSide(HeadRows("qkv", (8, 12), 4, out_axis=1), None),
-    )
-    layer = layer_of((term,), {"qkv": ("qkv", held.held["qkv"])})
+    rows = {
+        side: HeadRows("qkv", (first, first + 4), 4, 1) for side, first in (("q", 0), ("k", 8), ("v", 16))
+    }
+    layer = layer_of((), {"qkv": ("qkv", held.held["qkv"])}, rows)
     found = head_anomalies([layer], value_measurements(held.tensors, held).measurements, held)
     assert [(a.evidence["role"], a.evidence["head"]) for a in found] == [("qkv (k rows)", 1)]
 

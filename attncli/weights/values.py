@@ -81,9 +81,9 @@ def head_anomalies(
 
     Kinds "zero-projection" {"layer", "role"}, "zero-head" and "nonfinite-head" {"layer", "role", "head",
     "heads", "nan_count", "inf_count"}; `subject` is the tensor. `head` is the first query head that uses
-    the rows, `heads` all of them (more than one where keys are grouped). Heads are known for the query and
-    key rows of `score_terms`, and for a value projection of the key's shape. `measurements` are those of
-    `value_measurements`: only a tensor with zeros enough for a head, or with a non-finite value, is read.
+    the rows, `heads` all of them (more than one where keys are grouped). `Layer.rows` says where heads lie.
+    `measurements` are those of `value_measurements`: only a tensor with zeros enough for a head, or with a
+    non-finite value, is read.
     """
     table: dict[tuple[str, str], float | int | str | None] = {
         (row.layer, row.metric): row.value for row in measurements
@@ -105,10 +105,11 @@ def head_anomalies(
             zeros = _number(table.get((name, "zero_fraction"))) * tensor_record.numel
             broken = _number(table.get((name, "nan_count"))) + _number(table.get((name, "inf_count")))
             smallest = min(rows.width for _, rows in places) * _columns(tensor_record, places[0][1])
-            if broken == 0 and zeros < smallest:
+            if broken == 0 and round(zeros) < smallest:
                 continue
-            matrix = output_rows(values.load(tensor_record), places[0][1].out_axis)
+            weight = values.load(tensor_record)
             for side, rows in places:
+                matrix = output_rows(weight, rows.out_axis)
                 role = roles.get(name, side)
                 label = role if role == side else f"{role} ({side} rows)"
                 found.extend(_head_faults(layer.id, label, rows, matrix))
@@ -214,18 +215,10 @@ def _scan_quantised(
 
 
 def _head_places(layer: Layer) -> dict[str, list[tuple[str, HeadRows]]]:
-    """Tensor → the rows of heads in it, by side ("q", "k", "v")."""
+    """Tensor → the rows (of "o": the columns) of heads in it, by side."""
     places: dict[str, list[tuple[str, HeadRows]]] = {}
-    shapes = {tensor.name: tensor.shape for tensor in layer.tensors}
-    for term in layer.score_terms:
-        for side, rows in (("q", term.query.rows), ("k", term.key.rows)):
-            places.setdefault(rows.tensor, []).append((side, rows))
-    keys = [rows for found in places.values() for side, rows in found if side == "k"]
-    for tensor in layer.tensors:
-        fits = len(keys) == 1 and shapes.get(keys[0].tensor) == tensor.shape
-        if tensor.role == "v" and fits and tensor.name not in places:
-            same = HeadRows(tensor.name, keys[0].starts, keys[0].width, keys[0].out_axis)
-            places[tensor.name] = [("v", same)]
+    for side, rows in layer.rows.items():
+        places.setdefault(rows.tensor, []).append((side, rows))
     return places
 
 

@@ -63,7 +63,17 @@ def compare(width: int, heads: int, head_dim: int, rounds: int) -> None:
     norm = Norm("rms", "gain", size=width)
     sides = (ScoreSide(HeadRows(name, starts, head_dim), norm) for name in ("q", "k"))
     layer = Layer(
-        "layer", "layer", "self", "separate", heads, heads, head_dim, None, {}, (), {}, (ScoreTerm(*sides),)
+        id="layer",
+        path="layer",
+        kind="self",
+        layout="separate",
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        scale=None,
+        evidence={},
+        tensors=(),
+        score_terms=(ScoreTerm(*sides),),
     )
     bounds, decompositions = [], []
     score_bounds([layer], held)
