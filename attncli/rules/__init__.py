@@ -1,4 +1,4 @@
-"""Records → findings. Every rule is a row of `RULES`; every threshold stands in its rule's file, with its source."""
+"""Records → findings. Every rule is a row of `RULES`; every threshold stands in its rule, with its source."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from attncli.rules.rule import Observed, Rule
 
 
 def overflow_measurements(measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """Per layer and dtype "proven safe" or "not excluded": whether any head's q·k can pass the dtype's maximum."""
+    """Per layer and dtype "proven safe" or "not excluded": whether any head's q·k can pass its maximum."""
     rows = []
     for layer, bound in _largest(measurements, "score_bound").items():
         for dtype, maximum in DTYPE_MAX.items():
@@ -26,19 +26,22 @@ def _bound_beyond_dtype(rule: Rule, observed: Observed) -> Iterator[Finding]:
     for layer, bound in _largest(observed.measurements, "score_bound").items():
         dtype = stored.get(layer)
         maximum = DTYPE_MAX.get(dtype or "")
-        usual = typical.get(layer, 0.0)
-        over = next((d for d, m in DTYPE_MAX.items() if usual > m), None)
-        if over is not None:
+        usual = typical.get(layer)
+        exceeded = [name for name, largest in DTYPE_MAX.items() if usual is not None and usual > largest]
+        if exceeded:
+            over = dtype if dtype in exceeded else exceeded[0]
             yield rule.finding(
-                f"{layer}: q·k is {usual:.3g} for typical inputs, beyond {DTYPE_MAX[over]:.5g}, the largest {over}.",
+                f"{layer}: q·k is {usual:.3g} for typical inputs, beyond {DTYPE_MAX[over]:.5g}, "
+                f"the largest {over}.",
                 layer=layer,
                 severity="warning" if over == dtype else "note",
                 evidence={"score_typical": usual, "dtype": over, "maximum": DTYPE_MAX[over]},
             )
         elif maximum is not None and bound >= maximum and math.isfinite(bound):
+            typically = "" if usual is None else f"; typically it is {usual:.3g}"
             yield rule.finding(
-                f"{layer}: q·k may reach {bound:.3g} for the worst input, beyond {maximum:.5g}, the largest {dtype}; "
-                f"typically it is {usual:.3g}.",
+                f"{layer}: q·k may reach {bound:.3g} for the worst input, beyond {maximum:.5g}, "
+                f"the largest {dtype}{typically}.",
                 layer=layer,
                 severity="note",
                 evidence={"score_bound": bound, "score_typical": usual, "dtype": dtype, "maximum": maximum},
@@ -50,7 +53,10 @@ def _largest(measurements: Sequence[Measurement], metric: str) -> dict[str, floa
     for row in measurements:
         if row.metric == metric and isinstance(row.value, (int, float)):
             values[row.layer].append(float(row.value))
-    return {layer: max(found) for layer, found in values.items()}
+    # NaN is larger than all: it must never hide in a maximum that then proves something safe.
+    return {
+        layer: max(found, key=lambda value: (math.isnan(value), value)) for layer, found in values.items()
+    }
 
 
 def _dtype(layer: Layer) -> str | None:
@@ -70,11 +76,13 @@ BOUND_RULES: tuple[Rule, ...] = (
         what="The weights do not exclude that q·k overflows in the dtype they are stored in.",
         why="A score of Inf makes its whole softmax row NaN.",
         formula="|q·k| ≤ ‖W_q diag(g)‖₂ ‖W_k diag(g)‖₂ D (+ biases); typical: √tr(G_q G_k)",
-        threshold="bound ≥ the dtype's maximum: a note, since no input need reach it; typical value beyond it: a warning",
+        threshold="bound ≥ the dtype's maximum: a note, since no input need reach it; typical value beyond "
+        "it: a warning, for another dtype a note",
         source="Cauchy–Schwarz; IEEE 754 (float16 ends at 65 504)",
         provenance="derived",
         example="A float16 layer whose bound is 2.1e5.",
-        remedy="Measure the scores of real inputs; scale q before the product, or use a fused kernel, which accumulates in float32.",
+        remedy="Measure the scores of real inputs; scale q before the product, or use a fused kernel, which "
+        "accumulates in float32.",
         check=_bound_beyond_dtype,
     ),
 )

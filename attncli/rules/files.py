@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from attncli.records import Anomaly, Finding
+from attncli.records import Anomaly, Finding, Severity
 from attncli.rules.rule import Observed, Rule
 
 
 def _index_disagrees(rule: Rule, observed: Observed) -> Iterator[Finding]:
-    by_kind: dict[str, list[Anomaly]] = defaultdict(list)
+    split = [
+        a for a in observed.anomalies if a.kind in _INDEX_PROBLEMS and set(a.evidence) & set(_SPLIT_CLAIMS)
+    ]
+    for anomaly in split:
+        evidence = anomaly.evidence
+        for key in _SPLIT_CLAIMS:
+            if key in evidence:
+                other = evidence["found" if "found" in evidence else "expected"]
+                yield rule.finding(
+                    _SPLIT_CLAIMS[key].format(file=anomaly.subject, claim=evidence[key], other=other),
+                    evidence={"kind": anomaly.kind, "file": anomaly.subject, **evidence},
+                )
+    rest = [a for a in observed.anomalies if a not in split and _place_in_header(a) is None]
+    yield from _summed_up(rule, rest, _INDEX_PROBLEMS)
+
+
+def _ambiguous_header(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    by_place: dict[str, list[Anomaly]] = defaultdict(list)
     for anomaly in observed.anomalies:
-        if anomaly.kind in _INDEX_PROBLEMS:
+        place = _place_in_header(anomaly)
+        if place is not None:
+            by_place[place].append(anomaly)
+    for place, anomalies in by_place.items():
+        yield from _summed_up(rule, anomalies, _HEADER_PROBLEMS, place)
+
+
+def _place_in_header(anomaly: Anomaly) -> str | None:
+    """Where one header says two things at once; None for all that is no such thing."""
+    if anomaly.kind == "duplicate-key":
+        return f"twice in {anomaly.evidence.get('file', 'one file')}"
+    if anomaly.kind == "overlapping-tensors":
+        return "share bytes"
+    if anomaly.kind != "duplicate-tensor":
+        return None
+    if "with" in anomaly.evidence:
+        return "both plain and quantised"
+    files = set(anomaly.evidence.get("files") or (anomaly.evidence.get("file", "one file"),))
+    return f"twice in {files.pop()}" if len(files) == 1 else None
+
+
+def _summed_up(
+    rule: Rule, anomalies: Iterable[Anomaly], problems: Mapping[str, tuple[str, Severity]], place: str = ""
+) -> Iterator[Finding]:
+    """One finding for all anomalies of a kind, which names the first three."""
+    by_kind: dict[str, list[Anomaly]] = defaultdict(list)
+    for anomaly in anomalies:
+        if anomaly.kind in problems:
             by_kind[anomaly.kind].append(anomaly)
-    for kind, anomalies in by_kind.items():
-        sentence, severity = _INDEX_PROBLEMS[kind]
-        names = [anomaly.subject for anomaly in anomalies]
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    for kind, found in by_kind.items():
+        sentence, severity = problems[kind]
+        names = [anomaly.subject for anomaly in found]
+        numbered = _SINGULAR if len(names) == 1 else _PLURAL
         yield rule.finding(
-            sentence.format(count=len(names), names=listed),
-            severity="error" if severity == "error" else "warning",
-            evidence={"kind": kind, "names": names[:50], "count": len(names), **anomalies[0].evidence},
+            sentence.format(count=len(names), names=_listed(names), place=place, **numbered),
+            severity=severity,
+            evidence={"kind": kind, "names": names[:50], "count": len(names), **found[0].evidence},
         )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _pickle_global(rule: Rule, observed: Observed) -> Iterator[Finding]:
@@ -32,14 +80,16 @@ def _pickle_global(rule: Rule, observed: Observed) -> Iterator[Finding]:
         file = anomaly.evidence.get("file", "the file")
         if anomaly.evidence.get("dangerous"):
             yield rule.finding(
-                f"{file}: the pickle names {anomaly.subject}, which can run code when the file is loaded. Nothing was run.",
+                f"{file}: the pickle names {anomaly.subject}, which can run code when the file is loaded. "
+                "Nothing was run.",
                 severity="error",
                 advice="Do not load this file with torch.load or pickle. Find out where it came from.",
                 evidence={"global": anomaly.subject, **anomaly.evidence},
             )
         else:
             yield rule.finding(
-                f"{file}: the pickle names {anomaly.subject}, which is no part of a plain state dict. It was not imported.",
+                f"{file}: the pickle names {anomaly.subject}, which is no part of a plain state dict. "
+                "It was not imported.",
                 evidence={"global": anomaly.subject, **anomaly.evidence},
             )
 
@@ -62,25 +112,42 @@ def _unreadable_config(rule: Rule, observed: Observed) -> Iterator[Finding]:
 def _unknown_storage(rule: Rule, observed: Observed) -> Iterator[Finding]:
     names = [a.subject for a in observed.anomalies if a.kind in ("unknown-quantisation", "unknown-type")]
     if names:
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        subject = "1 tensor is" if len(names) == 1 else f"{len(names)} tensors are"
         yield rule.finding(
-            f"{len(names)} tensors are stored in a form attncli does not know, so their logical shape is unknown: {listed}.",
+            f"{subject} stored in a form attncli does not know, so shape and values were not checked: "
+            f"{_listed(names)}.",
             evidence={"names": names[:50], "count": len(names)},
         )
 
 
 # --- tables -------------------------------------------------------------------------------------------
 
-_INDEX_PROBLEMS = {
-    "missing-tensor": ("{count} tensors of the index are in no shard: {names}.", "error"),
-    "duplicate-tensor": ("{count} tensors lie in more than one file: {names}.", "error"),
-    "wrong-shard": ("{count} tensors lie in another shard than the index says: {names}.", "error"),
+_SINGULAR = {"s": "", "are": "is", "lie": "lies", "stand": "stands", "them": "it", "share": "shares"}
+_PLURAL = {word: word for word in _SINGULAR}
+_INDEX_PROBLEMS: Mapping[str, tuple[str, Severity]] = {
+    "missing-tensor": ("{count} tensor{s} of the index {are} in no shard: {names}.", "error"),
+    "duplicate-tensor": ("{count} tensor{s} {lie} in more than one file: {names}.", "error"),
+    "wrong-shard": ("{count} tensor{s} {lie} in another shard than the index says: {names}.", "error"),
     "stray-tensor": (
-        "{count} tensors lie in a shard but not in the index, so loaders skip them: {names}.",
+        "{count} tensor{s} {lie} in a shard but not in the index, so loaders skip {them}: {names}.",
         "warning",
     ),
     "stray-file": (
-        "{count} files are named like shards but the index does not know them: {names}.",
+        "{count} file{s} {are} named like shards but the index does not know {them}: {names}.",
+        "warning",
+    ),
+}
+# GGUF: what the metadata says of a split, against its files and their names.
+_SPLIT_CLAIMS: Mapping[str, str] = {
+    "split.tensors.count": "{file}: split.tensors.count is {claim}, but the split holds {other} tensors.",
+    "split.count": "{file}: split.count is {claim}, but its name says {other} files.",
+    "split.no": "{file}: split.no is {claim}, but its name says number {other}, counted from 0.",
+}
+_HEADER_PROBLEMS: Mapping[str, tuple[str, Severity]] = {
+    "duplicate-tensor": ("{count} tensor{s} {stand} {place}: {names}.", "error"),
+    "overlapping-tensors": ("{count} tensor{s} {share} bytes with another one: {names}.", "error"),
+    "duplicate-key": (
+        "{count} metadata key{s} {stand} {place}, and the first value was used: {names}.",
         "warning",
     ),
 }
@@ -105,7 +172,8 @@ FILE_RULES: tuple[Rule, ...] = (
         name="unknown-pickle-global",
         severity="warning",
         what="A torch file names a Python object outside the known plain ones.",
-        why="Unpickling imports and calls what a file names: a checkpoint can run any code on the machine that loads it.",
+        why="Unpickling imports and calls what a file names: a checkpoint can run any code on the "
+        "machine that loads it.",
         formula="globals in the pickle − globals of plain state dicts",
         threshold="any; an error where the name is known to run code (os.system, builtins.eval, …)",
         source="Python documentation of pickle; CVE-2025-32434",
@@ -155,5 +223,19 @@ FILE_RULES: tuple[Rule, ...] = (
         example="q_proj.packed of dtype uint8 without a known scale beside it.",
         remedy="Inspect the checkpoint before quantisation as well.",
         check=_unknown_storage,
+    ),
+    Rule(
+        code="ATT006",
+        name="ambiguous-header",
+        severity="error",
+        what="A header says two things at once: a tensor or key stands twice, or two tensors share bytes.",
+        why="Which of the two a loader takes is its own choice, so two programs can load different weights.",
+        formula="names that occur twice in one file; overlapping byte ranges",
+        threshold="any; a warning where it is only a metadata key",
+        source="GGUF specification: keys and tensor names are unique, tensors do not overlap",
+        provenance="published",
+        example="model.gguf holds blk.0.attn_q.weight twice.",
+        remedy="Convert or save the checkpoint again, and compare it with the original.",
+        check=_ambiguous_header,
     ),
 )

@@ -15,8 +15,8 @@ def _heads_mismatch(rule: Rule, observed: Observed) -> Iterator[Finding]:
             evidence = dict(anomaly.evidence)
             if anomaly.kind == "heads-mismatch" and "hint" in evidence:
                 yield rule.finding(
-                    f"{layer.path}: {anomaly.subject} says {evidence['claim']}, but {evidence['tensor']} gives "
-                    f"{evidence['hint']} {evidence['value']}.",
+                    f"{layer.path}: {anomaly.subject} says {evidence['claim']}, but {evidence['tensor']} "
+                    f"gives {evidence['hint']} {evidence['value']}.",
                     layer=layer.id,
                     evidence=evidence,
                 )
@@ -29,15 +29,16 @@ def _heads_mismatch(rule: Rule, observed: Observed) -> Iterator[Finding]:
                 )
             elif anomaly.kind == "kv-mismatch" and "found" in evidence:
                 yield rule.finding(
-                    f"{layer.path}: the key projection has {evidence['rows']} rows, {evidence['found']} heads of "
-                    f"{evidence['head_dim']}, but {anomaly.subject} says {evidence['kv_heads']} KV heads ({evidence['key']}).",
+                    f"{layer.path}: the key projection has {evidence['rows']} rows, {evidence['found']} "
+                    f"heads of {evidence['head_dim']}, but {anomaly.subject} says {evidence['kv_heads']} "
+                    f"KV heads ({evidence['key']}).",
                     layer=layer.id,
                     evidence=evidence,
                 )
             elif anomaly.kind == "kv-mismatch":
                 yield rule.finding(
-                    f"{layer.path}: the key projection has {evidence['rows']} rows, not divisible by the head size "
-                    f"{evidence['head_dim']}.",
+                    f"{layer.path}: the key projection has {evidence['rows']} rows, not divisible by the "
+                    f"head size {evidence['head_dim']}.",
                     layer=layer.id,
                     evidence=evidence,
                 )
@@ -73,8 +74,12 @@ def _missing_projection(rule: Rule, observed: Observed) -> Iterator[Finding]:
             role for a in layer.anomalies if a.kind == "missing-projection" for role in a.evidence["missing"]
         ]
         if missing:
+            whole = sum(o.stack == layer.stack and o.layout != "incomplete" for o in observed.layers)
+            others = (
+                f", although {_layers(whole, 'other')} of its stack {'has' if whole == 1 else 'have'} one"
+            )
             yield rule.finding(
-                f"{layer.path}: no {' and no '.join(missing)} projection, although the other layers have one.",
+                f"{layer.path}: no {' and no '.join(missing)} projection{others if whole else ''}.",
                 layer=layer.id,
                 evidence={"missing": missing},
             )
@@ -91,7 +96,8 @@ def _missing_projection(rule: Rule, observed: Observed) -> Iterator[Finding]:
             lost = [role for role in lost if counts[role] >= len(stack) - 1]
             if lost:
                 yield rule.finding(
-                    f"{layer.path}: no {' and no '.join(lost)}, although all {len(stack) - 1} other layers of its stack have one.",
+                    f"{layer.path}: no {' and no '.join(lost)}, although all {len(stack) - 1} other layers "
+                    "of its stack have one.",
                     layer=layer.id,
                     evidence={"missing": lost, "layers": len(stack)},
                 )
@@ -126,6 +132,10 @@ def _stacks(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     yield from (stack for stack in stacks.values() if len(stack) >= _SMALLEST_STACK)
 
 
+def _layers(count: int, which: str) -> str:
+    return f"{count} {which} layer{'' if count == 1 else 's'}"
+
+
 def _roles(layer: Layer) -> set[str]:
     return {tensor.role for tensor in layer.tensors}
 
@@ -149,7 +159,7 @@ def _difference(layer: Layer, other: Layer, what: str) -> str:
             continue
         if what == "shape" and twin.shape != tensor.shape:
             return f"{tensor.role} has shape {list(tensor.shape)} instead of {list(twin.shape)}"
-        if what == "dtype" and twin.dtype != tensor.dtype and tensor.dtype in _FLOATS:
+        if what == "dtype" and twin.dtype != tensor.dtype and {twin.dtype, tensor.dtype} <= _FLOATS:
             return f"{tensor.role} has dtype {tensor.dtype} instead of {twin.dtype}"
     return ""
 
@@ -173,7 +183,8 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         source="Vaswani et al. 2017 §3.2.2; Ainslie et al. 2023 (GQA)",
         provenance="derived",
         example="q_proj has 4096 rows and num_attention_heads is 30.",
-        remedy="Check num_attention_heads, num_key_value_heads and head_dim in the config, or take config and weights from one source.",
+        remedy="Check num_attention_heads, num_key_value_heads and head_dim in the config, or take config "
+        "and weights from one source.",
         check=_heads_mismatch,
     ),
     Rule(
@@ -201,7 +212,8 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         source="attncli",
         provenance="derived",
         example="Layer 7 has q_proj and o_proj, but no k_proj.",
-        remedy="Look for the tensor in the original checkpoint; shared keys (num_kv_shared_layers) belong in the config.",
+        remedy="Look for the tensor in the original checkpoint; shared keys (num_kv_shared_layers) belong "
+        "in the config.",
         check=_missing_projection,
     ),
     Rule(
@@ -209,7 +221,8 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         name="unlike-siblings",
         severity="warning",
         what="One layer's shape or dtype differs from all others of its stack.",
-        why="A single odd layer is the usual trace of a bad merge, a partial conversion or an overwritten tensor.",
+        why="A single odd layer is the usual trace of a bad merge, a partial conversion or an overwritten "
+        "tensor.",
         formula="shapes and dtypes of the projections, over the layers of one stack",
         threshold="exactly one layer of four or more differs, and no config lists heads per layer",
         source="attncli",

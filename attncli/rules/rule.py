@@ -46,7 +46,7 @@ class Rule(NamedTuple):
         advice: str | None = None,
         evidence: dict[str, object] | None = None,
     ) -> Finding:
-        """A finding of this rule; severity and advice are the rule's own unless a case is graver or special."""
+        """A finding of this rule; severity and advice are the rule's own unless a case is special."""
         return Finding(
             self.code,
             self.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from attncli.records import Finding
+from attncli.records import Anomaly, Finding
 from attncli.rules.rule import Observed, Rule
 
 
@@ -24,9 +24,10 @@ def _non_finite(rule: Rule, observed: Observed) -> Iterator[Finding]:
         ]
         heads = sorted(
             {
-                int(a.evidence["head"])
-                for a in observed.anomalies
-                if a.kind == "nonfinite-head" and a.subject == name and "head" in a.evidence
+                head
+                for anomaly in observed.anomalies
+                if anomaly.kind == "nonfinite-head" and anomaly.subject == name
+                for head in _query_heads(anomaly)
             }
         )
         where = f" in {_heads(heads)}" if heads else ""
@@ -40,7 +41,7 @@ def _non_finite(rule: Rule, observed: Observed) -> Iterator[Finding]:
 
 def _all_zero(rule: Rule, observed: Observed) -> Iterator[Finding]:
     owner = {tensor.name: layer.id for layer in observed.layers for tensor in layer.tensors}
-    zero_heads: dict[str, list[tuple[int, str]]] = {}
+    zero_heads: dict[tuple[str, str], set[int]] = {}
     for anomaly in observed.anomalies:
         role = str(anomaly.evidence.get("role", "projection"))
         if anomaly.kind == "zero-projection":
@@ -50,15 +51,20 @@ def _all_zero(rule: Rule, observed: Observed) -> Iterator[Finding]:
                 evidence=dict(anomaly.evidence),
             )
         elif anomaly.kind == "zero-head":
-            zero_heads.setdefault(anomaly.subject, []).append((int(anomaly.evidence["head"]), role))
-    for name, found in zero_heads.items():
-        heads = sorted({head for head, _ in found})
+            zero_heads.setdefault((anomaly.subject, role), set()).update(_query_heads(anomaly))
+    for (name, role), found in zero_heads.items():
+        heads = sorted(found)
         yield rule.finding(
-            f"{name}: all {found[0][1]} weights of {_heads(heads)} are zero.",
+            f"{name}: all {role} weights of {_heads(heads)} are zero.",
             layer=owner.get(name),
             head=heads[0] if len(heads) == 1 else None,
-            evidence={"heads": heads, "role": found[0][1]},
+            evidence={"heads": heads, "role": role},
         )
+
+
+def _query_heads(anomaly: Anomaly) -> tuple[int, ...]:
+    """The query heads that read these rows: several where they share a KV head."""
+    return tuple(anomaly.evidence.get("heads") or (anomaly.evidence["head"],))
 
 
 def _heads(heads: list[int]) -> str:
@@ -66,7 +72,8 @@ def _heads(heads: list[int]) -> str:
     return f"head {listed}" if len(heads) == 1 else f"heads {listed}"
 
 
-_MASK_BUFFER = re.compile(r"(^|[._])(attn_|causal_|attention_)?mask(ed_bias)?($|[._])|(^|\.)attn\.bias$")
+# The name's end alone: `mask_decoder.….weight` and `mask_token` are weights like any other.
+_MASK_BUFFER = re.compile(r"(^|[._])mask(ed_bias)?$|(^|\.)attn\.bias$")
 
 VALUE_RULES: tuple[Rule, ...] = (
     Rule(
@@ -80,7 +87,8 @@ VALUE_RULES: tuple[Rule, ...] = (
         source="IEEE 754",
         provenance="derived",
         example="layers.3.self_attn.k_proj.weight holds 128 NaN in head 2.",
-        remedy="Go back to the last checkpoint without them; look at the loss scale and the learning rate at that step.",
+        remedy="Go back to the last checkpoint without them; look at the loss scale and the learning rate at "
+        "that step.",
         check=_non_finite,
     ),
     Rule(
@@ -94,7 +102,8 @@ VALUE_RULES: tuple[Rule, ...] = (
         source="attncli",
         provenance="derived",
         example="A pruned head, or a projection that was never loaded.",
-        remedy="If the head was pruned on purpose, remove it or ignore this rule; otherwise look for the tensor in the original.",
+        remedy="If the head was pruned on purpose, remove it or ignore this rule; otherwise look for the "
+        "tensor in the original.",
         check=_all_zero,
     ),
 )
