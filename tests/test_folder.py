@@ -718,8 +718,19 @@ def test_a_config_without_permission_is_a_finding_and_the_weights_are_read(
 
 def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
     error = error_of(tmp_path)
-    assert error.problem == "the folder holds no files, and none of them are weights."
+    assert error.problem == "the folder holds no files."
     assert "*.safetensors" in error.remedy
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("../blobs/0000")
+    (tmp_path / "model.safetensors").symlink_to("../blobs/0123")
+    error = error_of(tmp_path)
+    assert error.subject == str(tmp_path / "model.safetensors")
+    assert error.problem == "this is a link to a file that is not there."
+    assert error_of(tmp_path / "model.safetensors").problem == (
+        "this is a link to ../blobs/0123, which is not there."
+    )
 
 
 def test_a_folder_of_other_files_names_some_of_them(tmp_path: Path) -> None:

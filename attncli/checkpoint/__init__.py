@@ -5,13 +5,14 @@ No torch, nothing unpickled that could run code, no tensor data. The formats are
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from attncli.checkpoint.adapters import join_lora
 from attncli.checkpoint.contents import Contents
-from attncli.checkpoint.folder import configs_beside, missing_shards, read_folder, read_index
+from attncli.checkpoint.folder import FETCH_AGAIN, configs_beside, missing_shards, read_folder, read_index
 from attncli.checkpoint.formats import read_file
 from attncli.checkpoint.quantized import logical_tensors
 from attncli.checkpoint.wrappers import strip_wrappers
@@ -22,21 +23,27 @@ __all__ = ["open_checkpoint"]
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path`, a file or a folder. Errors: `CheckpointError` with what was found and what to try."""
+    """The checkpoint at `path`, a file or a folder. Errors: `CheckpointError`."""
     location = Path(path)
     try:
+        if location.is_symlink() and not location.exists():
+            raise CheckpointError(
+                str(path), f"this is a link to {location.readlink()}, which is not there.", FETCH_AGAIN
+            )
         if not location.exists():
             raise CheckpointError(str(path), "there is no such file or folder.", _near(location))
         if location.is_dir():
             contents = read_folder(location)
-        elif location.name.endswith(".index.json"):
-            contents = read_index(location)
-        elif location.is_file():
-            contents = read_file(location)
-        else:
+        elif not location.is_file():
+            # A pipe or a device could keep its reader waiting for ever.
             raise CheckpointError(
                 str(path), "this is neither a file nor a folder.", "Give a checkpoint file or a model folder."
             )
+        elif location.name.endswith(".index.json"):
+            contents = read_index(location)
+        else:
+            contents = read_file(location)
+        return _joined(location, contents)
     except PermissionError as error:
         raise CheckpointError(
             str(error.filename or path),
@@ -49,13 +56,13 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"it cannot be read ({error.strerror or error}).",
             "Check the path and the disk.",
         ) from error
-    return _joined(location, contents)
 
 
 def _joined(location: Path, contents: Contents) -> Checkpoint:
     missing = [anomaly.subject for anomaly in contents.anomalies if anomaly.kind == "missing-shard"]
     if missing:
         raise missing_shards(location, missing, len(contents.files) + len(missing))
+    _check_names(location, contents.arrays)
     beside, broken = configs_beside(location if location.is_dir() else location.parent)
     configs = (*beside, *contents.configs)
     names = strip_wrappers([array.name for array in contents.arrays])
@@ -78,6 +85,17 @@ def _joined(location: Path, contents: Contents) -> Checkpoint:
         excluded=contents.excluded,
         anomalies=(*contents.anomalies, *broken, *unknown),
     )
+
+
+def _check_names(location: Path, arrays: Sequence[Array]) -> None:
+    longest = max(arrays, key=lambda array: len(array.name), default=None)
+    if longest is not None and len(longest.name) > _MAX_NAME_CHARS:
+        raise CheckpointError(
+            str(location),
+            f"the name of a tensor in {longest.file} has {len(longest.name)} characters; at most "
+            f"{_MAX_NAME_CHARS} are expected.",
+            "Do not trust this checkpoint: no framework writes such a name.",
+        )
 
 
 def _small_bytes(root: str, array: Array) -> bytes:
@@ -103,7 +121,8 @@ def _near(path: Path) -> str:
 
     parent = path.parent
     if parent.is_dir():
-        close = difflib.get_close_matches(path.name, os.listdir(parent), n=1)
+        names = [entry.name for entry in islice(parent.iterdir(), _MAX_COMPARED)]
+        close = difflib.get_close_matches(path.name, names, n=1)
         if close:
             return f"Did you mean {parent / close[0]}?"
         return "Check the path."
@@ -111,3 +130,6 @@ def _near(path: Path) -> str:
 
 
 _MAX_DESCRIPTION_BYTES = 1 << 20
+# The longest names of real models have some 200 characters; what reads names takes time that grows faster.
+_MAX_NAME_CHARS = 4096
+_MAX_COMPARED = 2000

@@ -240,14 +240,17 @@ def _read_components(path: Path, names: Sequence[str]) -> Contents:
             "the folder itself holds no weights, but folders below it do.",
             f"Give one of them: {', '.join(below)}.",
         )
-    held = (
-        f"{len(names)} files ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-        if names
-        else "no files"
-    )
+    dangling = [e.name for e in path.iterdir() if e.is_symlink() and not e.exists() and _weights([e.name])[1]]
+    if dangling:
+        raise CheckpointError(
+            str(path / min(dangling)), "this is a link to a file that is not there.", FETCH_AGAIN
+        )
+    listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
     raise CheckpointError(
         str(path),
-        f"the folder holds {held}, and none of them are weights.",
+        f"the folder holds {len(names)} files ({listed}), and none of them are weights."
+        if names
+        else "the folder holds no files.",
         "Expected *.safetensors, *.gguf, pytorch_model*.bin, *.pt, *.pth, *.ckpt, *.npz, or a distributed "
         "checkpoint.",
     )
@@ -261,9 +264,9 @@ def _holds_weights(folder: Path) -> bool:
 def _below_with_weights(path: Path) -> list[str]:
     """Some folders with weights below this one, e.g. snapshots/REVISION in a download cache."""
     found: list[str] = []
-    for visited, (folder, below, names) in enumerate(os.walk(path)):
+    for visited, (folder, below, _) in enumerate(os.walk(path)):
         inner = Path(folder).relative_to(path)
-        if _weights(names)[1] or any(marker in names for _, marker, _ in FOLDER_FORMATS):
+        if visited and _holds_weights(Path(folder)):
             found.append(inner.as_posix())
         deeper = len(inner.parts) < _MAX_DEPTH
         below[:] = sorted(name for name in below if deeper and not name.startswith("."))
@@ -412,6 +415,7 @@ def _json(path: Path) -> dict[str, Any]:
 # --- tables -------------------------------------------------------------------------------------------
 
 _MAX_JSON_BYTES = 256_000_000
+FETCH_AGAIN = "Fetch what it points to again, or copy the folder with its links followed (cp -rL)."
 # How far an error message looks for weights below a folder that has none.
 _MAX_DEPTH = 4
 _MAX_FOLDERS = 200
