@@ -177,6 +177,8 @@ def test_a_nan_is_counted_whatever_its_bits() -> None:
         (torch.float32, torch.finfo(torch.float32).max),
         (torch.float32, 1e-30),  # its square underflows
         (torch.float32, 1e-42),  # subnormal
+        (torch.float32, 2.0**60),  # one square fits float32, the sum of a row does not
+        (torch.float32, 1.2345 * 2.0**-69),  # the square is subnormal: few digits
         (torch.float32, 2.0**58),
         (torch.float32, 2.0**-44),
         (torch.bfloat16, 1e30),
