@@ -90,39 +90,53 @@ def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _array(path: Path, name: str, entry: Any, data_start: int, data_size: int) -> Array:
-    label = _label(name)
+    # Large models have 60,000 tensors: here is only what a sound entry needs.
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
             str(path),
-            f"tensor {label} lacks dtype, shape or data_offsets.",
+            f"tensor {_label(name)} lacks dtype, shape or data_offsets.",
             "Write the file again with the safetensors library.",
         ) from error
+    if (
+        type(dtype) is not str
+        or type(shape) is not list
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(type(n) is int and 0 <= n < _MAX_COUNT for n in (*shape, begin, end))
+        or not begin <= end <= data_size
+        or math.prod(shape) * _BITS.get(dtype, 0) != ((end - begin) * 8 if dtype in _BITS else 0)
+    ):
+        raise _unsound(path, _label(name), dtype, shape, begin, end, data_size)
+    return Array(
+        name, tuple(shape), _DTYPES.get(dtype, dtype.lower()), path.name, data_start + begin, end - begin
+    )
+
+
+def _unsound(
+    path: Path, label: str, dtype: Any, shape: Any, begin: Any, end: Any, data_size: int
+) -> CheckpointError:
+    """What is wrong with an entry that `_array` refused."""
     whole = [*shape, begin, end] if isinstance(shape, list) and len(shape) <= _MAX_DIMENSIONS else [None]
-    if not isinstance(dtype, str) or any(type(n) is not int or not 0 <= n < 1 << 63 for n in whole):
+    if not isinstance(dtype, str) or any(type(n) is not int or not 0 <= n < _MAX_COUNT for n in whole):
         given = f"{shape!r}, [{begin!r}, {end!r}]"
-        raise CheckpointError(
+        return CheckpointError(
             str(path),
             f"tensor {label} has a shape or offsets that are no counts: {given[:200]}.",
             "Write the file again with the safetensors library.",
         )
     if not begin <= end <= data_size:
-        raise CheckpointError(
+        return CheckpointError(
             str(path),
             f"tensor {label} lies at bytes {begin} to {end}, but the file holds {data_size} bytes of data.",
             "The file is truncated. " + _DOWNLOAD_AGAIN,
         )
-    bits = _BITS.get(dtype)
-    if bits is not None and math.prod(shape) * bits != (end - begin) * 8:
-        raise CheckpointError(
-            str(path),
-            f"tensor {label} of shape {tuple(shape)} and dtype {dtype} needs "
-            f"{math.prod(shape) * bits // 8} bytes, but its offsets span {end - begin}.",
-            "Write the file again with the safetensors library.",
-        )
-    return Array(
-        name, tuple(shape), _DTYPES.get(dtype, dtype.lower()), path.name, data_start + begin, end - begin
+    needed = math.prod(shape) * _BITS[dtype] // 8
+    return CheckpointError(
+        str(path),
+        f"tensor {label} of shape {tuple(shape)} and dtype {dtype} needs {needed} bytes, but its offsets "
+        f"span {end - begin}.",
+        "Write the file again with the safetensors library.",
     )
 
 
@@ -189,6 +203,7 @@ def _embedded_config(metadata: Any) -> tuple[Config, ...]:
 _MAX_HEADER_BYTES = 100_000_000
 _MAX_CONFIG_CHARS = 1_000_000
 _MAX_DIMENSIONS = 64
+_MAX_COUNT = 1 << 63
 _DOWNLOAD_AGAIN = "Download or copy it again and compare its size with the original."
 _DTYPES = {
     "F64": "float64",
