@@ -28,13 +28,7 @@ FLOORS = {
     "__main__": 4,
 }
 # The only modules that may hold tensors. api.py reaches them by name, inside the functions that read values.
-TENSOR_SIDE = {
-    "attncli.checkpoint.values",
-    "attncli.checkpoint.dequantize",
-    "attncli.weights",
-    "attncli.weights.values",
-    "attncli.weights.bounds",
-}
+TENSOR_SIDE = ("attncli.checkpoint.values", "attncli.checkpoint.dequantize", "attncli.weights")
 TENSOR_LIBRARIES = {"torch", "numpy", "scipy", "safetensors", "transformers", "gguf", "tensorflow", "jax"}
 
 
@@ -85,8 +79,8 @@ def room(dotted: str) -> str | None:
     return parts[1] if len(parts) > 1 and parts[1] in FLOORS else None
 
 
-def is_within(dotted: str, modules: set[str]) -> bool:
-    return dotted in modules or dotted.rpartition(".")[0] in modules
+def holds_tensors(dotted: str) -> bool:
+    return any(dotted == module or dotted.startswith(f"{module}.") for module in TENSOR_SIDE)
 
 
 def broken_floors(module: str, imports: list[Import]) -> list[str]:
@@ -105,13 +99,13 @@ def broken_floors(module: str, imports: list[Import]) -> list[str]:
 
 
 def heavy_imports(module: str, imports: list[Import]) -> list[str]:
-    if module in TENSOR_SIDE:
+    if holds_tensors(module):
         return []
     return [
         f"{module}:{item.line}: {item.target}"
         for item in imports
         if item.target.split(".")[0] in TENSOR_LIBRARIES
-        or (is_within(item.target, TENSOR_SIDE) and not (module == "attncli.api" and item.lazy))
+        or (holds_tensors(item.target) and not (module == "attncli.api" and item.lazy))
     ]
 
 
@@ -250,7 +244,7 @@ def test_importing_attncli_imports_nothing_but_itself(tmp_path):
 
 def test_the_whole_header_side_can_be_imported_without_a_tensor_library(tmp_path):
     header_side = [
-        module for module, _ in house() if module not in TENSOR_SIDE and module != "attncli.__main__"
+        module for module, _ in house() if not holds_tensors(module) and module != "attncli.__main__"
     ]
     assert len(header_side) > 25
     loaded = loaded_modules("import " + ", ".join(header_side), tmp_path)

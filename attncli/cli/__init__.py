@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from attncli import __version__
 from attncli.cli.help import Command, Group
 from attncli.cli.inspect import inspect
+from attncli.cli.output import show_error, silence_stdout
 from attncli.cli.settings import project_defaults
-from attncli.errors import AttncliError
+from attncli.errors import AttncliError, UsageError
 
 app = typer.Typer(
     name="attncli",
@@ -27,34 +29,44 @@ app = typer.Typer(
 
 def run() -> int:
     """Runs `attncli` on sys.argv and returns its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            # A terminal that cannot show "√" shows "?" instead of a traceback.
-            reconfigure(errors="replace")
+    _steady_streams()
     try:
-        app(standalone_mode=True)
-    except SystemExit as leaving:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            return _broken_pipe()
-        code = leaving.code
-        return code if isinstance(code, int) else (0 if code is None else 2)
-    except BrokenPipeError:
-        return _broken_pipe()
+        code = app(prog_name="attncli", standalone_mode=False)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # Help for a reader that went away; click and rich leave in their own way. A report keeps its code.
+        silence_stdout()
+        return 0
+    except typer.Abort:
+        return 130
+    except _ClickError as error:
+        return _wrong_usage(error)
     except AttncliError as error:
-        from attncli.cli.output import show_error
-
         show_error(error)
         return 2
-    return 0
+    return code if isinstance(code, int) else 0
 
 
-def _broken_pipe() -> int:
-    """The reader went away: no message, and nothing for the interpreter to flush at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+def _steady_streams() -> None:
+    """Streams that the caller closed (`>&-`) lead nowhere; a terminal that cannot show "√" shows "?"."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the end
+            setattr(sys, name, nowhere)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _wrong_usage(error: Any) -> int:
+    """A mistake that click found in the command line, in the three parts of every other error."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "attncli"
+    problem = error.format_message().strip()
+    if problem:  # without one, the help was shown instead
+        sentence = problem[0].lower() + problem[1:] + ("" if problem.endswith((".", "?")) else ".")
+        show_error(UsageError(command, sentence, f"{command} --help lists the options."))
+    return 2
 
 
 def _version(wanted: bool) -> None:
@@ -76,7 +88,13 @@ def main(
     Exit codes: 0 looked and found nothing at or above --fail-on; 1 found something; 2 wrong usage or
     unreadable input; 3 no attention layer could be observed.
     """
-    context.default_map = project_defaults()
+    commands: dict[str, Any] = getattr(context.command, "commands", {})
+    known = {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
+    context.default_map = project_defaults(known)
+
+
+# typer names no public base class of its usage errors, and from 0.26 on they are not click's.
+_ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 
 
 # --- commands -----------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ def inspect(
     """
     from attncli import api
 
+    choice = out.choice(select, ignore, baseline)
+    out.check_target(output, checkpoint)
     with out.progress_bar(quiet) as progress:
         report = api.inspect(
             checkpoint,
@@ -69,12 +71,10 @@ def inspect(
         )
     code = out.finish(
         report,
+        choice,
         output_format=output_format,
         output=output,
         fail_on=fail_on,
-        select=select,
-        ignore=ignore,
-        baseline=baseline,
         quiet=quiet,
         unfolded=bool(layer),
     )

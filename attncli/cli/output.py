@@ -1,14 +1,16 @@
-"""What every command shares at its end: choose findings, write the report, show errors, progress, exit code."""
+"""What every command shares at its end: choose findings, write the report, errors, progress, exit code."""
 
 from __future__ import annotations
 
 import enum
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -77,22 +79,47 @@ QuietOption = Annotated[
 ]
 
 
+class Choice(NamedTuple):
+    """Which findings are reported. `known`: (code, layer, head, message) of findings of the baseline."""
+
+    wanted: tuple[str, ...]
+    unwanted: tuple[str, ...]
+    known: frozenset[tuple[Any, ...]]
+
+
+def choice(select: Sequence[str] | None, ignore: Sequence[str] | None, baseline: Path | None) -> Choice:
+    """What --select, --ignore and --baseline say. Errors: `UsageError`, before anything slow is begun."""
+    known = _known_findings(baseline) if baseline is not None else frozenset()
+    return Choice(_codes(select, "--select"), _codes(ignore, "--ignore"), known)
+
+
+def check_target(output: Path | None, checkpoint: Path) -> None:
+    """Refuses an -o that could not be written, or that would destroy the checkpoint. Errors: `UsageError`."""
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
+        problem = "this is a folder." if output.is_dir() else f"there is no folder {output.parent}."
+        raise UsageError(str(output), problem, "Give a file in an existing folder.")
+    if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+        raise UsageError(
+            str(output), "the report would overwrite the checkpoint itself.", "Give another file to -o."
+        )
+
+
 def finish(
     report: Report,
+    choice: Choice,
     *,
     output_format: Format,
     output: Path | None,
     fail_on: FailOn,
-    select: Sequence[str] | None,
-    ignore: Sequence[str] | None,
-    baseline: Path | None,
     quiet: bool,
     unfolded: bool,
 ) -> int:
-    """Writes the report and returns the exit code."""
-    report = _chosen(report, select, ignore, baseline)
+    """Writes the report and returns the exit code, which stays the same where nobody reads the report."""
+    report = _chosen(report, choice)
     if output is not None:
-        _write(report, output_format, output)
+        _write(_text(report, output_format, unfolded), output)
     elif not quiet:
         _print(report, output_format, unfolded)
     return report.exit_code(fail_on.value)
@@ -102,7 +129,8 @@ def show_error(error: AttncliError) -> None:
     """The three parts of an error, on stderr."""
     from attncli.render.words import clean
 
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    red = None if os.environ.get("NO_COLOR") else "red"
+    typer.secho("error: ", fg=red, bold=True, nl=False, err=True)
     typer.echo(f"{clean(error.subject)}: {clean(error.problem)}", err=True)
     typer.echo(f"  try: {clean(error.remedy)}", err=True)
 
@@ -115,14 +143,16 @@ def progress_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None
         return
     bar: Any = None
     tasks: dict[str, Any] = {}
+    one_at_a_time = threading.Lock()  # weights are read by several threads
 
     def tick(what: str, done: int, total: int) -> None:
         nonlocal bar
-        if bar is None:
-            bar = _started_bar()
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.update(tasks[what], completed=done, total=total)
+        with one_at_a_time:
+            if bar is None:
+                bar = _started_bar()
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
 
     try:
         yield tick
@@ -150,32 +180,35 @@ def _started_bar() -> Any:
 # --- findings -----------------------------------------------------------------------------------------
 
 
-def _chosen(
-    report: Report, select: Sequence[str] | None, ignore: Sequence[str] | None, baseline: Path | None
-) -> Report:
+def _chosen(report: Report, choice: Choice) -> Report:
     from attncli.api import with_findings
 
-    wanted, unwanted = _codes(select), _codes(ignore)
-    known = _known_findings(baseline) if baseline is not None else frozenset()
     kept = [
         finding
         for finding in report.findings
-        if (not wanted or _in(finding.code, finding.name, wanted))
-        and not _in(finding.code, finding.name, unwanted)
-        and (finding.code, finding.layer, finding.head, finding.message) not in known
+        if (not choice.wanted or _in(finding.code, finding.name, choice.wanted))
+        and not _in(finding.code, finding.name, choice.unwanted)
+        and _identity(finding.code, finding.layer, finding.head, finding.message) not in choice.known
     ]
     return with_findings(report, kept) if len(kept) != len(report.findings) else report
 
 
-def _codes(given: Sequence[str] | None) -> list[str]:
+def _codes(given: Sequence[str] | None, option: str) -> tuple[str, ...]:
     from attncli.rules import RULES
 
-    codes = [code.strip() for entry in given or () for code in entry.split(",") if code.strip()]
+    codes = tuple(code.strip() for entry in given or () for code in entry.split(",") if code.strip())
     for code in codes:
         if not any(_in(rule.code, rule.name, [code]) for rule in RULES):
             listed = ", ".join(rule.code for rule in RULES)
-            raise UsageError("--select/--ignore", f"no rule is named {code!r}.", f"Rules: {listed}.")
+            raise UsageError(option, f"no rule is named {code!r}.", f"Rules: {listed}.")
     return codes
+
+
+def _identity(code: str, layer: str | None, head: int | None, message: str) -> tuple[Any, ...]:
+    """What makes two findings the same one, in the words that JSON keeps."""
+    from attncli.records import strict_json
+
+    return (code, strict_json(layer), head, strict_json(message))
 
 
 def _in(code: str, name: str, wanted: Sequence[str]) -> bool:
@@ -185,14 +218,14 @@ def _in(code: str, name: str, wanted: Sequence[str]) -> bool:
 def _known_findings(path: Path) -> frozenset[tuple[Any, ...]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["findings"]
-        return frozenset((row["code"], row["layer"], row["head"], row["message"]) for row in rows)
+        return frozenset(_identity(row["code"], row["layer"], row["head"], row["message"]) for row in rows)
     except OSError as error:
         raise UsageError(
             str(path),
             f"the baseline cannot be read ({error.strerror}).",
             "Write one with --format json -o FILE.",
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             str(path), "the baseline is no JSON report of attncli.", "Write one with --format json -o FILE."
         ) from error
@@ -201,10 +234,20 @@ def _known_findings(path: Path) -> frozenset[tuple[Any, ...]]:
 # --- writing ------------------------------------------------------------------------------------------
 
 
-def _write(report: Report, output_format: Format, output: Path) -> None:
-    from attncli.render import TEXT_FORMATS
+def silence_stdout() -> None:
+    """Nobody can read on: what is left in the buffer goes nowhere, so that the interpreter ends quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    text = TEXT_FORMATS[output_format.value](report)
+
+def _text(report: Report, output_format: Format, unfolded: bool) -> str:
+    from attncli.render import TEXT_FORMATS, table
+
+    if output_format is Format.table:
+        return table.text(report, unfolded=unfolded)
+    return TEXT_FORMATS[output_format.value](report)
+
+
+def _write(text: str, output: Path) -> None:
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -216,14 +259,32 @@ def _write(report: Report, output_format: Format, output: Path) -> None:
 
 
 def _print(report: Report, output_format: Format, unfolded: bool) -> None:
-    from attncli.render import TEXT_FORMATS, table
+    try:
+        if output_format is Format.table and sys.stdout.isatty():
+            from rich.console import Console
 
-    if output_format is not Format.table:
-        sys.stdout.write(TEXT_FORMATS[output_format.value](report))
-        return
-    from rich.console import Console
+            from attncli.render import table
 
-    if sys.stdout.isatty():
-        table.draw(report, Console(), unfolded=unfolded)
-    else:
-        sys.stdout.write(table.text(report, unfolded=unfolded))
+            table.draw(report, Console(), unfolded=unfolded)
+        else:
+            text = _text(report, output_format, unfolded)
+            sys.stdout.write(_escaped(text) if output_format is Format.json else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+    except OSError as error:
+        silence_stdout()
+        raise UsageError(
+            "stdout",
+            f"the report cannot be written ({error.strerror}).",
+            "Check the disk, or write to a file with -o.",
+        ) from error
+
+
+def _escaped(text: str) -> str:
+    """JSON text with `\\u` escapes where stdout could not hold a character, which it would show as "?"."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
+    return text
