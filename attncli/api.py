@@ -109,8 +109,9 @@ def _read_values(
     notes: list[str] = []
     with Values(checkpoint) as store:
         if values:
-            total = sum(tensor.size_bytes for tensor in checkpoint.tensors)
-            scan = value_measurements(checkpoint.tensors, store, _counting(progress, "reading values", total))
+            stored = _as_stored(checkpoint.tensors)
+            total = sum(tensor.size_bytes for tensor in stored)
+            scan = value_measurements(stored, store, _counting(progress, "reading values", total))
             measurements.extend(scan.measurements)
             anomalies.extend(scan.skipped)
             anomalies.extend(head_anomalies(layers, scan.measurements, store))
@@ -128,6 +129,18 @@ def _read_values(
                 )
             notes.extend(_bound_notes(result.ingredients))
     return _Reading(tuple(measurements), tuple(anomalies), tuple(notes))
+
+
+def _as_stored(tensors: Sequence[records.Tensor]) -> list[records.Tensor]:
+    """LoRA pairs as the two tensors in the file: their product says nothing without the weight it changes."""
+    stored: list[records.Tensor] = []
+    for tensor in tensors:
+        if tensor.scheme == "lora":
+            parts = tensor.parts.values()
+            stored += [records.Tensor(p.name, p.shape, p.dtype, p.file, {"weight": p}) for p in parts]
+        else:
+            stored.append(tensor)
+    return stored
 
 
 def _counting(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:

@@ -116,7 +116,11 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        return sum(tensor.numel for tensor in self.tensors)
+        """Elements of all logical tensors; of an adapter's pairs, what is stored."""
+        return sum(
+            sum(part.numel for part in tensor.parts.values()) if tensor.scheme == "lora" else tensor.numel
+            for tensor in self.tensors
+        )
 
 
 # --- what attention it makes --------------------------------------------------------------------------

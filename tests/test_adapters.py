@@ -1,8 +1,12 @@
 """LoRA pairs become the weight that they change; whatever is no complete pair stays as it is."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import attncli
 from attncli.checkpoint.adapters import join_lora
 from attncli.records import Array
 
@@ -96,3 +100,21 @@ def test_a_magnitude_of_dora_stays_beside_its_pair() -> None:
     tensors, rest = join_lora(parts)
     assert [t.name for t in tensors] == ["q.weight"]
     assert [array.name for array in rest] == ["q.lora_magnitude_vector.weight"]
+
+
+def test_values_and_parameters_of_an_adapter_are_those_of_its_stored_pairs(tmp_path: Path) -> None:
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    down, up = torch.randn(4, 32), torch.zeros(16, 4)
+    save_file(
+        {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, tmp_path / "adapter_model.safetensors"
+    )
+    report = attncli.inspect(tmp_path, values=True, bounds=True)
+    assert report.source["parameters"] == 4 * 32 + 16 * 4
+    largest = {row.layer: row.value for row in report.measurements if row.metric == "absmax"}
+    assert largest == {
+        "model.layers.0.self_attn.q_proj.lora_A.weight": down.abs().max().item(),
+        "model.layers.0.self_attn.q_proj.lora_B.weight": 0.0,
+    }
+    (layer,) = report.layers
+    assert layer.facts["adapter"] == "LoRA of rank 4"
+    assert report.findings == (), "an adapter that was not trained yet is no defect"

@@ -228,7 +228,10 @@ def _facts(
         facts["kv_head_of_query_head"] = "h mod kv_heads"
     if heads.settings is not None and "per_layer" in heads.settings.keys:
         facts["per_layer_heads"] = True
-    schemes = sorted({tensor.scheme for tensor in roles.values() if tensor.scheme != "plain"})
+    ranks = {t.quantisation.get("rank") for t in roles.values() if t.scheme == "lora"}
+    if ranks:
+        facts["adapter"] = f"LoRA of rank {'/'.join(map(str, sorted(r for r in ranks if r)))}"
+    schemes = sorted({tensor.scheme for tensor in roles.values() if tensor.scheme not in ("plain", "lora")})
     if schemes:
         facts["quantisation"] = ", ".join(schemes)
     return facts

@@ -47,6 +47,8 @@ def score_terms(
     """The terms whose sum is q·k, or () where the weights do not determine its size."""
     if site.mechanism != "softmax" or not shape.sliceable or around.model_type in _SCALED_BEHIND_THE_NORM:
         return ()
+    if any(tensor.scheme == "lora" for tensor in site.roles.values()):
+        return ()  # a change of the weights bounds nothing by itself
     if {"pos_bias", "pos_query", "pos_key", "q_learned", "relative_key"} & set(
         site.roles
     ) or "added_q" in site.roles:
