@@ -276,6 +276,28 @@ def test_two_models_in_one_folder_are_not_mixed(tmp_path: Path, suffix: str) -> 
     assert error.remedy == "Name one of them."
 
 
+@pytest.mark.parametrize(
+    ("model", "other"),
+    [
+        ("model.safetensors", "model.fp16.safetensors"),
+        ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.non_ema.safetensors"),
+        ("model.safetensors", "model-00001-of-00001.safetensors"),
+        ("pytorch_model.bin", "pytorch_model_old.bin"),
+        ("model.pt", "best.pt"),
+    ],
+)
+def test_the_name_that_every_loader_asks_for_is_the_model(tmp_path: Path, model: str, other: str) -> None:
+    save(tmp_path / model, layer(0))
+    save(tmp_path / other, layer(1))
+    assert open_checkpoint(tmp_path).files == (model,)
+
+
+def test_torch_files_of_different_networks_are_not_joined(tmp_path: Path) -> None:
+    save(tmp_path / "generator.pt", layer(0))
+    save(tmp_path / "discriminator.pt", layer(1))
+    assert "discriminator.pt, generator.pt" in error_of(tmp_path).problem
+
+
 def test_unnumbered_safetensors_that_share_no_tensor_are_one_model(tmp_path: Path) -> None:
     save(tmp_path / "weights.00.safetensors", layer(0))
     save(tmp_path / "weights.01.safetensors", layer(1))
