@@ -50,9 +50,10 @@ class Tensor:
     """One logical tensor of the model, as the model's own code would name and shape it.
 
     `scheme`: "plain", or how it is stored: "gptq", "awq", "bnb-nf4", "bnb-fp4", "bnb-int8", "fp8-block",
-    "fp8", "compressed-tensors", "nvfp4", "mxfp4", "mlx", "hqq", "quanto", "gguf", "lora". `dtype`: the array's dtype for a plain
-    tensor, otherwise the storage ("int4", "nf4", "float8_e4m3fn", "q4_1"). `parts`: the arrays that hold it,
-    by their role ("weight" for a plain tensor; e.g. "qweight", "scales", "qzeros", "g_idx" for GPTQ).
+    "fp8", "compressed-tensors", "nvfp4", "mxfp4", "mlx", "hqq", "quanto", "gguf", "lora". `dtype`: the
+    array's dtype for a plain tensor, otherwise the storage ("int4", "nf4", "float8_e4m3fn", "q4_1").
+    `parts`: the arrays that hold it, by their role ("weight" for a plain tensor; "qweight", "scales",
+    "qzeros", "g_idx" for GPTQ).
     """
 
     name: str

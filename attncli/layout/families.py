@@ -165,8 +165,8 @@ _SCALE_OF_HEAD_DIM: tuple[tuple[frozenset[str], Callable[[int, Mapping[str, Any]
 _STANDARD_SCALE = frozenset(
     "llama mistral mixtral qwen2 qwen2_moe qwen2_vl qwen2_5_vl qwen3 qwen3_moe qwen3_vl qwen3_next phi phi3 phimoe "
     "gpt2 gpt_neox gptj bloom falcon mpt codegen gpt_bigcode opt bart mbart pegasus marian m2m_100 blenderbot whisper "
-    "bert roberta xlm-roberta camembert electra albert distilbert mpnet vit deit clip siglip olmo olmo2 olmo3 olmoe cohere "
-    "cohere2 starcoder2 stablelm smollm3 gemma internlm2 baichuan modernbert persimmon gpt_oss glm glm4 dbrx layoutlm "
+    "bert roberta xlm-roberta camembert electra albert distilbert mpnet vit deit clip siglip olmo olmo2 olmo3 olmoe "
+    "cohere cohere2 starcoder2 stablelm smollm3 gemma internlm2 baichuan modernbert persimmon gpt_oss glm glm4 dbrx layoutlm "
     "layoutlmv2 wav2vec2 hubert esm xlnet".split()
 )
 _FUSED_ORDER = {
