@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 import os
 import sys
 import threading
@@ -216,6 +215,8 @@ def _in(code: str, name: str, wanted: Sequence[str]) -> bool:
 
 
 def _known_findings(path: Path) -> frozenset[tuple[Any, ...]]:
+    import json
+
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["findings"]
         return frozenset(_identity(row["code"], row["layer"], row["head"], row["message"]) for row in rows)
@@ -283,6 +284,8 @@ def _print(report: Report, output_format: Format, unfolded: bool) -> None:
 
 def _escaped(text: str) -> str:
     """JSON text with `\\u` escapes where stdout could not hold a character, which it would show as "?"."""
+    import json
+
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

@@ -23,8 +23,13 @@ class Fold(NamedTuple):
         """The path, its number replaced by the numbers it stands for."""
         if len(self.layers) == 1 or "#" not in self.first.stack:
             return self.first.path or self.first.id
-        numbers = [layer.index for layer in self.layers if layer.index is not None]
-        return self.first.stack.replace("#", "{" + ranges(numbers) + "}", 1)
+        numbers = "{" + ranges([layer.index for layer in self.layers if layer.index is not None]) + "}"
+        stack, path, index = self.first.stack, self.first.path, self.first.index
+        for at, letter in enumerate(stack):
+            # A name may hold a "#" of its own; the one that stands for the number gives the path back.
+            if letter == "#" and f"{stack[:at]}{index}{stack[at + 1 :]}" == path:
+                return f"{stack[:at]}{numbers}{stack[at + 1 :]}"
+        return stack.replace("#", numbers, 1)
 
 
 def folds(layers: Sequence[Layer]) -> list[Fold]:

@@ -21,14 +21,14 @@ def layer_parts(rows: Sequence[Fold], console: Console) -> list[RenderableType]:
     """What each layer is, and which tensors make it, in the widest form that the console holds."""
     whole, core = _layer_table(rows, explained=True), _layer_table(rows, explained=False)
     parts: list[RenderableType]
-    if _fits(whole, console):
+    if fits(whole, console):
         parts = [whole]
-    elif _fits(core, console):
+    elif fits(core, console):
         parts = [core, _explanations(rows)]
     else:
         parts = [_layer_list(rows)]
     tensors = _tensor_table(rows, labelled=True)
-    if _fits(tensors, console):
+    if fits(tensors, console):
         return [*parts, tensors]
     for fold in rows:
         parts.append(Text(clean(fold.label), style="bold"))
@@ -36,7 +36,8 @@ def layer_parts(rows: Sequence[Fold], console: Console) -> list[RenderableType]:
     return parts
 
 
-def _fits(table: Table, console: Console) -> bool:
+def fits(table: Table, console: Console) -> bool:
+    """Whether `table` needs no wrapping on `console`."""
     if console.width >= 100_000:
         return True  # measuring is a third of the time of a table with a thousand rows
     return console.measure(table, options=console.options.update(width=100_000)).maximum <= console.width
@@ -128,7 +129,9 @@ def _known_from(layer: Layer) -> str:
 
 def _by_design(layer: Layer) -> str:
     return ", ".join(
-        label.format(value) for key, value in layer.facts.items() if (label := _FACTS.get(key)) is not None
+        label.format(clean(value))
+        for key, value in layer.facts.items()
+        if (label := _FACTS.get(key)) is not None
     )
 
 
@@ -154,7 +157,7 @@ def _tensor_table(rows: Sequence[Fold], *, labelled: bool) -> Table:
             cells: list[RenderableType] = [Text(label)] if labelled else []
             cells += _tensor_cells(tensor, fold.first)
             if ordered:
-                cells.append(Text(str(fold.first.facts.get("order", "")) if tensor.role in _FUSED else ""))
+                cells.append(Text(clean(fold.first.facts.get("order", "")) if tensor.role in _FUSED else ""))
             table.add_row(*cells)
             label = ""
     return table

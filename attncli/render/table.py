@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from attncli.records import Measurement, Report
 from attncli.render.folds import Fold, folds
-from attncli.render.layers import layer_parts
+from attncli.render.layers import fits, layer_parts
 from attncli.render.words import clean, count, number, percent, size
 
 # Wide enough that no row of any checkpoint wraps where the output is not a terminal.
@@ -43,10 +44,10 @@ def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableT
     parts: list[RenderableType] = [_heading(report)]
     if rows:
         parts.extend(layer_parts(rows, console))
-    bounds = _bound_table(report, unfolded)
+    bounds = _bound_part(report, unfolded, console)
     if bounds is not None:
         parts.append(bounds)
-    values = _value_part(report, unfolded)
+    values = _value_part(report, unfolded, console)
     if values is not None:
         parts.append(values)
     if report.notes:
@@ -125,33 +126,34 @@ def _shape_of(message: str) -> str:
 # --- bounds and values --------------------------------------------------------------------------------
 
 
-def _bound_table(report: Report, unfolded: bool) -> RenderableType | None:
+def _bound_part(report: Report, unfolded: bool, console: Console) -> RenderableType | None:
     by_layer: dict[str, dict[str, list[Measurement]]] = defaultdict(lambda: defaultdict(list))
     for row in report.measurements:
         if row.metric.startswith(("score_", "overflow_")):
             by_layer[row.layer][row.metric].append(row)
     if not by_layer:
         return None
-    title = "What q·k can become, from the weights alone (before scaling)"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    for name in ("head", "largest |q·k|", "typical", "float16", "bfloat16", "float32"):
-        table.add_column(name, justify="right" if name in ("head", "largest |q·k|", "typical") else "left")
+    rows = []
     for layer, metrics in by_layer.items():
-        bounds = [r for r in metrics["score_bound"] if isinstance(r.value, (int, float))]
+        bounds = [
+            (float(r.value), r.head) for r in metrics["score_bound"] if isinstance(r.value, (int, float))
+        ]
         if not bounds:
             continue
         typical = {r.head: r.value for r in metrics["score_typical"]}
-        chosen = bounds if unfolded else [max(bounds, key=lambda r: float(r.value))]  # type: ignore[arg-type]
-        for row in chosen:
-            table.add_row(
-                Text(clean(layer)),
-                str(row.head),
-                number(float(row.value)) if math.isfinite(float(row.value)) else "no bound",  # type: ignore[arg-type]
-                number(float(typical.get(row.head) or 0.0)),
-                *(_safety(metrics, dtype) for dtype in ("float16", "bfloat16", "float32")),
+        for bound, head in bounds if unfolded else [max(bounds, key=lambda pair: pair[0])]:
+            rows.append(
+                [
+                    Text(clean(layer)),
+                    Text(str(head)),
+                    Text(number(bound) if math.isfinite(bound) else "no bound"),
+                    Text(number(typical.get(head))),
+                    *(_safety(metrics, dtype) for dtype in _DTYPES),
+                ]
             )
-    return Group(Text(title, style="bold"), table)
+    title = "What q·k can become, from the weights alone (before scaling)"
+    columns = ("layer", "head", "largest |q·k|", "typical", *_DTYPES)
+    return Group(Text(title, style="bold"), _table_or_lines(columns, rows, console))
 
 
 def _safety(metrics: dict[str, list[Measurement]], dtype: str) -> Text:
@@ -160,7 +162,7 @@ def _safety(metrics: dict[str, list[Measurement]], dtype: str) -> Text:
     return Text(verdict, style={"proven safe": "green"}.get(verdict, "yellow"))
 
 
-def _value_part(report: Report, unfolded: bool) -> RenderableType | None:
+def _value_part(report: Report, unfolded: bool, console: Console) -> RenderableType | None:
     per_tensor: dict[str, dict[str, Any]] = defaultdict(dict)
     for row in report.measurements:
         if row.metric in ("nan_count", "inf_count", "absmax", "rms", "zero_fraction"):
@@ -172,20 +174,49 @@ def _value_part(report: Report, unfolded: bool) -> RenderableType | None:
     broken = [n for n, v in per_tensor.items() if v.get("nan_count") or v.get("inf_count")]
     largest = sorted(per_tensor, key=lambda n: -float(per_tensor[n].get("absmax") or 0.0))
     shown = list(per_tensor) if unfolded else [*broken[:10], *[n for n in largest if n not in broken][:5]]
-    title = f"Values of {len(per_tensor)} tensors: {nan} NaN, {inf} Inf"
+    title = f"Values of {len(per_tensor)} tensor{'' if len(per_tensor) == 1 else 's'}: {nan} NaN, {inf} Inf"
     title += "" if unfolded else " (those with NaN or Inf, then the largest)"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("tensor", overflow="fold")
-    for name in ("NaN", "Inf", "largest |w|", "RMS", "zeros"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for name in shown:
         v = per_tensor[name]
-        table.add_row(
-            Text(clean(name)),
-            str(v.get("nan_count", "")),
-            str(v.get("inf_count", "")),
-            number(v.get("absmax")),
-            number(v.get("rms")),
-            percent(v.get("zero_fraction")),
-        )
-    return Group(Text(title, style="bold"), table)
+        counts = [str(v.get("nan_count", "")), str(v.get("inf_count", ""))]
+        numbers = [number(v.get("absmax")), number(v.get("rms")), percent(v.get("zero_fraction"))]
+        rows.append([Text(clean(name)), *map(Text, counts), *map(Text, numbers)])
+    columns = ("tensor", "NaN", "Inf", "largest |w|", "RMS", "zeros")
+    return Group(Text(title, style="bold"), _table_or_lines(columns, rows, console))
+
+
+def _table_or_lines(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], console: Console
+) -> RenderableType:
+    """A name and its numbers a row; where that does not fit, lines: a number is never wrapped or cut."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        left = name == columns[0] or name in _DTYPES
+        table.add_column(name, justify="left" if left else "right")
+    for row in rows:
+        table.add_row(*row)
+    if fits(table, console):
+        return table
+    lines: list[RenderableType] = []
+    for row in rows:
+        facts = [f"{column} {value}" for column, value in zip(columns[1:], row[1:], strict=True)]
+        lines += [row[0], *(Text(f"  {line}") for line in _packed(facts, console.width - 2))]
+    return Group(*lines)
+
+
+def _packed(facts: Sequence[str], width: int) -> list[str]:
+    """As many facts on each line as it holds; none is broken."""
+    lines = [facts[0]]
+    for fact in facts[1:]:
+        joined = f"{lines[-1]} · {fact}"
+        if len(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(fact)
+    return lines
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_DTYPES = ("float16", "bfloat16", "float32")

@@ -17,7 +17,8 @@ def number(value: object) -> str:
     if value == 0 or not math.isfinite(value):
         return str(int(value)) if value == 0 else str(value)
     if 1e-3 <= abs(value) < 1e6:
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}".replace(",", " ")
+        shown = f"{value:.4g}"
+        return shown if "e" not in shown else f"{value:,.0f}".replace(",", " ")
     return f"{value:.2e}"
 
 
@@ -27,22 +28,32 @@ def percent(fraction: object) -> str:
         return "—"
     if fraction in (0, 1):
         return f"{int(fraction * 100)} %"
-    shown = f"{100 * fraction:.2g}"
-    if float(shown) >= 100:
-        return ">99.9 %"
-    return f"{shown} %" if fraction >= 1e-4 else "<0.01 %"
+    if fraction < 1e-4:
+        return "<0.01 %"
+    if fraction > 1 - 1e-4:
+        return ">99.99 %"
+    # Two digits of what is left to 0 or to 100.
+    return f"{100 * fraction:.2g} %" if fraction < 0.985 else f"{100 * fraction:.4g} %"
 
 
 def size(size_bytes: int) -> str:
     """Decimal units, as disks and downloads count."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= scale:
-            return f"{size_bytes / scale:.3g} {unit}"
-    return f"{size_bytes} bytes"
+    return (
+        _scaled(size_bytes, ("kB", "MB", "GB", "TB")) or f"{size_bytes} byte{'' if size_bytes == 1 else 's'}"
+    )
 
 
 def count(amount: int) -> str:
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if amount >= scale:
-            return f"{amount / scale:.3g} {unit}"
-    return str(amount)
+    return _scaled(amount, ("k", "M", "B", "T")) or str(amount)
+
+
+def _scaled(amount: int, units: tuple[str, ...]) -> str:
+    """Three digits and the unit in which they are no more than three; "" below a thousand."""
+    scaled = float(amount)
+    if scaled < 1000:
+        return ""
+    for unit in units:
+        scaled /= 1000
+        if "e" not in f"{scaled:.3g}":
+            return f"{scaled:.3g} {unit}"
+    return f"{scaled:.0f} {units[-1]}"
