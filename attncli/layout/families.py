@@ -145,15 +145,16 @@ _SCALE_KEYS: dict[str, Callable[[Mapping[str, Any], Any, int | None], float | No
     "scale_qk": _unit_if_off,  # diffusers
 }
 _UNIT_SCALE = frozenset(
-    "t5 mt5 umt5 longt5 switch_transformers pop2piano pix2struct pix2struct_text_model pix2struct_vision_model "
-    "udop t5encoder gpt_neo dia dia_encoder dia_decoder gemma3n gemma3n_text gemma4 gemma4_text gemma4_vision "
-    "gemma4_unified gemma4_unified_text embedding_gemma2 embedding_gemma2_text diffusion_gemma gemma4_assistant".split()
+    "t5 mt5 umt5 longt5 switch_transformers pop2piano pix2struct pix2struct_text_model "
+    "pix2struct_vision_model udop t5encoder gpt_neo dia dia_encoder dia_decoder gemma3n gemma3n_text "
+    "gemma4 gemma4_text gemma4_vision gemma4_unified gemma4_unified_text embedding_gemma2 "
+    "embedding_gemma2_text diffusion_gemma gemma4_assistant".split()
 )
 _LEARNED_SCALE = frozenset("swinv2 swin2sr timesfm timesfm2_5 videoprism".split())
 _DEBERTA = frozenset({"deberta", "deberta-v2", "sew-d"})
 _MLA = frozenset(
-    "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 kimi_k2 kimi_k25 kimi_linear glm4_moe_lite glm_moe_dsa minicpm3 "
-    "longcat_flash youtu axk1 axk2 bailing_hybrid hy_v4 mistral4".split()
+    "deepseek_v2 deepseek_v3 deepseek_v32 deepseek2 kimi_k2 kimi_k25 kimi_linear glm4_moe_lite "
+    "glm_moe_dsa minicpm3 longcat_flash youtu axk1 axk2 bailing_hybrid hy_v4 mistral4".split()
 )
 _SCALE_OF_HEAD_DIM: tuple[tuple[frozenset[str], Callable[[int, Mapping[str, Any]], float]], ...] = (
     (_DEBERTA, _deberta),
@@ -163,11 +164,11 @@ _SCALE_OF_HEAD_DIM: tuple[tuple[frozenset[str], Callable[[int, Mapping[str, Any]
 )
 # Families whose published code is read to multiply by 1/√head_dim.
 _STANDARD_SCALE = frozenset(
-    "llama mistral mixtral qwen2 qwen2_moe qwen2_vl qwen2_5_vl qwen3 qwen3_moe qwen3_vl qwen3_next phi phi3 phimoe "
-    "gpt2 gpt_neox gptj bloom falcon mpt codegen gpt_bigcode opt bart mbart pegasus marian m2m_100 blenderbot whisper "
-    "bert roberta xlm-roberta camembert electra albert distilbert mpnet vit deit clip siglip olmo olmo2 olmo3 olmoe "
-    "cohere cohere2 starcoder2 stablelm smollm3 gemma internlm2 baichuan modernbert persimmon gpt_oss glm glm4 dbrx layoutlm "
-    "layoutlmv2 wav2vec2 hubert esm xlnet".split()
+    "llama mistral mixtral qwen2 qwen2_moe qwen2_vl qwen2_5_vl qwen3 qwen3_moe qwen3_vl qwen3_next phi "
+    "phi3 phimoe gpt2 gpt_neox gptj bloom falcon mpt codegen gpt_bigcode opt bart mbart pegasus marian "
+    "m2m_100 blenderbot whisper bert roberta xlm-roberta camembert electra albert distilbert mpnet vit "
+    "deit clip siglip olmo olmo2 olmo3 olmoe cohere cohere2 starcoder2 stablelm smollm3 gemma internlm2 "
+    "baichuan modernbert persimmon gpt_oss glm glm4 dbrx layoutlm layoutlmv2 wav2vec2 hubert esm xlnet".split()
 )
 _FUSED_ORDER = {
     "gpt2": "fused-block",
@@ -198,7 +199,7 @@ _FUSED_ORDER = {
     "tiny_vit": "fused-unequal",
 }
 _ONE_PLUS_WEIGHT = frozenset(
-    "gemma gemma2 gemma3 gemma3_text recurrent_gemma vaultgemma t5gemma t5gemma2 paligemma qwen3_next qwen3_5 "
-    "qwen3_5_moe nemotron".split()
+    "gemma gemma2 gemma3 gemma3_text recurrent_gemma vaultgemma t5gemma t5gemma2 paligemma qwen3_next "
+    "qwen3_5 qwen3_5_moe nemotron".split()
 )
 _GATED_QUERY = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen4_exp"})
