@@ -209,7 +209,7 @@ def test_the_pickle_that_must_not_run_would_run(tmp_path: Path) -> None:
     assert (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("text", ["plain", "naïve – ünïcode\n", "x" * 10_000, "é" * 4095])
+@pytest.mark.parametrize("text", ["plain", "naïve – ünïcode\n", "x" * 10_000, "x" + "é" * 4095])
 def test_text_in_any_language_is_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "notes").write_text(text, encoding="utf-8")
     with pytest.raises(UnsupportedFormatError, match="a text file"):

@@ -95,6 +95,11 @@ def test_sizes_of_every_width_are_checked(tmp_path: Path, dtype: str, bits: int)
     assert f"needs {9 * bits // 8} bytes, but its offsets span {bits}" in problem(path)
 
 
+def test_a_tensor_of_more_dimensions_than_torch_handles_is_refused(tmp_path: Path) -> None:
+    assert len(read(write(tmp_path / "w", {"a": entry(0, 4, [1] * 64)}, bytes(4))).arrays[0].shape) == 64
+    assert "no counts" in problem(write(tmp_path / "w", {"a": entry(0, 4, [1] * 65)}, bytes(4)))
+
+
 def test_a_dtype_of_the_future_keeps_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "w", {"a": entry(0, 3, [4], "F5_E9M9")}, bytes(3))
     assert read(path).arrays[0].dtype == "f5_e9m9"
@@ -179,6 +184,7 @@ def test_a_header_above_the_limit_of_the_format_is_not_read(tmp_path: Path) -> N
         ({"a": entry(0, 12, [1 << 63])}, "no counts"),
         ({"a": entry(0, 12, [10**4000, 10**4000])}, "no counts"),
         ({"a": entry(0, 12, [1] * 1000)}, "no counts"),
+        ({"a": entry(0, 12, [1 << 63], "F5_E9M9")}, "no counts"),
         ({"a": entry(0, 12, dtype=3)}, "no counts"),
         ({"a": entry(0, 12) | {"data_offsets": [0]}}, "lacks dtype, shape or data_offsets"),
         ({"a": {"dtype": "F32"}}, "lacks dtype, shape or data_offsets"),

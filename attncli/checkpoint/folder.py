@@ -268,7 +268,7 @@ def _below_with_weights(path: Path) -> list[str]:
     found: list[str] = []
     for visited, (folder, below, _) in enumerate(os.walk(path)):
         inner = Path(folder).relative_to(path)
-        if visited and _holds_weights(Path(folder)):
+        if _holds_weights(Path(folder)):
             found.append(inner.as_posix())
         deeper = len(inner.parts) < _MAX_DEPTH
         below[:] = sorted(name for name in below if deeper and not name.startswith("."))
@@ -455,7 +455,7 @@ _WEIGHTS: tuple[tuple[str, str], ...] = (
     (r"pytorch_model.*\.bin", "torch file"),
     (
         r"(?!training_args|optimizer|scheduler|rng_state|random_states|scaler|openvino_|\w*zero_pp_rank_)"
-        r"(?!.*_optim_states).*\.(pt|pth|ckpt|bin|pt2)",
+        r".*\.(pt|pth|ckpt|bin|pt2)",
         "torch file",
     ),
     (r".*\.npz", "npz"),
