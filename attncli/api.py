@@ -8,6 +8,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -35,6 +36,9 @@ class Report(records.Report):
         from attncli.render import table
 
         return table.text(self)
+
+    def __repr__(self) -> str:
+        return f"<attncli.Report: {self.source.get('path')}, {len(self.layers)} layers, {self.verdict}>"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from attncli.render import table
@@ -116,7 +120,9 @@ def _read_values(
             anomalies.extend(scan.skipped)
             anomalies.extend(head_anomalies(layers, scan.measurements, store))
             if scan.skipped:
-                notes.append(f"values not observed in {len(scan.skipped)} tensors: {_reasons(scan.skipped)}")
+                notes.append(
+                    f"values not observed in {_many(scan.skipped, 'tensor')}: {_reasons(scan.skipped)}"
+                )
         if bounds:
             softmax = [layer for layer in layers if layer.kind is not None]
             tick = _counting(progress, "bounding scores", len(softmax))
@@ -147,13 +153,19 @@ def _counting(progress: Progress | None, what: str, total: int) -> Callable[[int
     if progress is None:
         return None
     done = 0
+    lock = threading.Lock()
 
     def tick(amount: int) -> None:
         nonlocal done
-        done += amount
-        progress(what, min(done, total), total)
+        with lock:
+            done += amount
+            progress(what, min(done, total), total)
 
     return tick
+
+
+def _many(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' if len(things) != 1 else ''}"
 
 
 def _reasons(skipped: Sequence[Anomaly]) -> str:
@@ -200,7 +212,7 @@ def _matching(layers: tuple[Layer, ...], patterns: Sequence[str], subject: str) 
 
 def _fits(layer: Layer, pattern: str) -> bool:
     """A glob on the path, or a bare number for the layer of that index in any stack."""
-    if pattern.isdigit():
+    if pattern.isdecimal():
         return layer.index == int(pattern)
     return fnmatch.fnmatchcase(layer.path, pattern) or layer.path == pattern
 

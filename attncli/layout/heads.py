@@ -367,18 +367,11 @@ def _resolve_mla(site: Site, found: Heads, nodes: Sequence[Settings], options: O
         return
     gated = "q_gate_proj" in roles["q_b"].name if "q_b" in roles else False
     if width % heads:
-        found.anomalies.append(
-            Anomaly(
-                "heads-mismatch",
-                settings.where if settings and evidence == "config" else "--heads",
-                {
-                    "key": settings.keys.get("heads", "heads") if settings else "heads",
-                    "claim": f"{heads} heads",
-                    "heads": heads,
-                    "rows": width,
-                },
-            )
-        )
+        if settings is not None and evidence == "config":
+            _refute(found, settings, heads, width, f"{heads} heads")
+        else:
+            claim = {"claim": f"{heads} heads", "heads": heads, "rows": width}
+            found.anomalies.append(Anomaly("option-mismatch", "--heads", claim))
         return
     found.heads = found.kv_heads = heads
     found.evidence.update(heads=evidence, kv_heads="shape", head_dim="shape")
