@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import sys
 import threading
 import warnings
@@ -180,20 +181,15 @@ def _bound_notes(ingredients: Sequence[Any]) -> list[str]:
     """What the bounds rest on, said once per combination."""
     used: dict[str, int] = {}
     for item in ingredients:
-        parts = []
-        if item.input_norm:
-            parts.append(f"{_NORMS.get(item.input_norm, item.input_norm)} in front")
-        elif not (item.query_norm and item.key_norm):
-            parts.append("no known norm in front, so no bound")
-        if item.query_norm or item.key_norm:
-            parts.append("q/k norm")
-        if item.biases:
-            parts.append("biases")
-        label = ", ".join(parts) or "projections alone"
+        if item.input_norm is None and not (item.query_norm and item.key_norm):
+            used[_NO_BOUND] = used.get(_NO_BOUND, 0) + 1
+            continue
+        parts = [f"{_NORMS.get(item.input_norm, item.input_norm)} in front"] if item.input_norm else []
+        parts += ["q/k norm"] if item.query_norm or item.key_norm else []
+        parts += ["biases"] if item.biases else []
+        label = f"bounded by {', '.join(parts)}"
         used[label] = used.get(label, 0) + 1
-    return [
-        f"bounds of {count} layer{'s' if count != 1 else ''} use: {label}" for label, count in used.items()
-    ]
+    return [f"scores of {count} layer{'s' if count != 1 else ''} {label}" for label, count in used.items()]
 
 
 # --- what the report says of its surroundings ---------------------------------------------------------
@@ -242,6 +238,11 @@ def _environment() -> dict[str, Any]:
 
 def _notes(checkpoint: Checkpoint, layers: Sequence[Layer]) -> list[str]:
     notes = [f"{count} {what} tensors left out" for what, count in checkpoint.excluded.items() if count]
+    shard = _SHARD.search(Path(checkpoint.path).name) if checkpoint.kind == "file" else None
+    if shard:
+        notes.append(
+            f"this is one of {int(shard.group(1))} shards: layers may be split between them; give the folder"
+        )
     unknown = sum(layer.kind is not None and layer.heads is None for layer in layers)
     if unknown:
         notes.append(
@@ -262,4 +263,6 @@ _SKIPPED = {
     "no-score-terms": "the weights alone do not determine q·k there, or heads are unknown",
     "unread-values": "not readable",
 }
+_SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(?!gguf)")
+_NO_BOUND = "without a bound: the norm in front of q and k is not certain (a config.json may tell it)"
 _NORMS = {"rms": "RMSNorm", "layer": "LayerNorm", "l2": "unit norm"}

@@ -36,8 +36,8 @@ def _output(command: str) -> str:
 
 
 def _rules() -> str:
-    rows = [f"| {rule.code} {rule.name} | {rule.severity} | {rule.what} |" for rule in RULES]
-    return "\n".join(["| rule | severity | what it finds |", "|---|---|---|", *rows]) + "\n"
+    rows = [f"| {r.code} {r.name} | {r.severity} | {r.what} | {r.threshold} |" for r in RULES]
+    return "\n".join(["| rule | severity | what it finds | when |", "|---|---|---|---|", *rows]) + "\n"
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def test_bounds_of_constant_weights_are_the_closed_form(tmp_path: Path) -> None:
     assert typical == {head: pytest.approx(64.0, rel=1e-6) for head in range(4)}
     safe = {row.metric: row.value for row in report.measurements if row.metric.startswith("overflow")}
     assert safe == {f"overflow_{dtype}": "proven safe" for dtype in ("float16", "bfloat16", "float32")}
-    assert report.notes == ("bounds of 1 layer use: RMSNorm in front",)
+    assert report.notes == ("scores of 1 layer bounded by RMSNorm in front",)
     assert report.findings == ()
 
 
@@ -255,7 +255,7 @@ def test_bounds_that_do_not_exist_are_said_and_not_called_safe(tmp_path: Path) -
     report = attncli.inspect(tmp_path, bounds=True)
     assert {row.value for row in report.measurements if row.metric == "score_bound"} == {math.inf}
     assert json.loads(report.to_json())["measurements"][0]["value"] == "inf"
-    assert "no known norm in front, so no bound" in report.notes[0]
+    assert "the norm in front of q and k is not certain" in report.notes[0]
     unknown = write_safetensors(tmp_path / "unknown.safetensors", llama_shapes(prefix="m"))
     (tmp_path / "config.json").unlink()
     report = attncli.inspect(unknown, bounds=True)

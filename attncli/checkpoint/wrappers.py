@@ -25,8 +25,10 @@ def strip_wrappers(names: Sequence[str]) -> list[str]:
     >>> strip_wrappers(["module._orig_mod.h.0.attn.weight", "module._orig_mod.h.1.attn.weight"])
     ['h.0.attn.weight', 'h.1.attn.weight']
     """
+    if not _may_be_wrapped(names):
+        return list(names)
     paths = [_without_private(name.split(".")) for name in names]
-    while True:
+    for _ in range(_MAX_WRAPPERS):
         shorter = _strip_once(paths)
         if shorter == paths:
             break
@@ -40,6 +42,14 @@ def strip_wrappers(names: Sequence[str]) -> list[str]:
         if following == kept:
             return kept
         kept = following
+
+
+def _may_be_wrapped(names: Sequence[str]) -> bool:
+    """A quick look that most checkpoints end with: no wrapper's word anywhere, no single leading segment."""
+    text = "\n".join(names)
+    if any(word in text for word in (*_PRIVATE_WRAPPERS, "base_layer", "base_model", "module")):
+        return True
+    return len({name.partition(".")[0] for name in names if "." in name}) == 1
 
 
 # --- one pass ----------------------------------------------------------------------------------
@@ -86,6 +96,8 @@ _PRIVATE_WRAPPERS = frozenset({
     "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module",
     "model_ema",
 })  # fmt: skip
+# Deeper nesting than any trainer makes; a hostile file may claim hundreds of levels.
+_MAX_WRAPPERS = 16
 _LEADING_WRAPPERS = frozenset({"module", "net", "student", "teacher", "state_dict"})
 # Base models of transformers and the heads that stand beside them in their own names.
 _BASES = frozenset({

@@ -39,25 +39,34 @@ def attention_layers(
 
 
 def _without_unexplained_sharing(layers: Sequence[Layer], reader: SettingsReader) -> tuple[Layer, ...]:
-    """A layer with q and o only shares its keys by design, or has lost them: sharing is a tail of the stack.
+    """Layers without k and v, or without v, share them by design or have lost them.
 
-    With a config, only a config that says so makes it sharing; without one, at least two last layers do.
+    Shared keys are a tail of the stack; with a config, only where the config says so. Values that are the
+    keys are so in every layer of a stack, or the config says that they differ by layer.
     """
-    declared = any(node.get("num_kv_shared_layers") for node in reader.nodes)
-    known = any(True for _ in reader.nodes)
+    nodes = list(reader.nodes)
+    sharing = any(node.get("num_kv_shared_layers") for node in nodes)
+    key_is_value = any(node.get("attention_k_eq_v") for node in nodes)
     out = []
     for layer in layers:
-        if layer.layout != "kv-shared" or declared:
+        if layer.layout not in ("kv-shared", "k-eq-v"):
             out.append(layer)
             continue
         stack = [other for other in layers if other.stack == layer.stack]
-        tail = [other for other in stack if other.layout == "kv-shared"]
-        if not known and len(tail) > 1 and tail == stack[-len(tail) :]:
+        if layer.layout == "kv-shared" and not sharing:
+            tail = [other for other in stack if other.layout == "kv-shared"]
+            lost = bool(nodes) or len(tail) < 2 or tail != stack[-len(tail) :]
+            out.append(_incomplete(layer, ["k", "v"]) if lost else layer)
+        elif layer.layout == "k-eq-v" and not key_is_value and any(o.layout == "separate" for o in stack):
+            out.append(_incomplete(layer, ["v"]))
+        else:
             out.append(layer)
-            continue
-        lost = Anomaly("missing-projection", layer.path, {"missing": ["k", "v"]})
-        out.append(replace(layer, layout="incomplete", anomalies=(*layer.anomalies, lost)))
     return tuple(out)
+
+
+def _incomplete(layer: Layer, missing: list[str]) -> Layer:
+    lost = Anomaly("missing-projection", layer.path, {"missing": missing})
+    return replace(layer, layout="incomplete", anomalies=(*layer.anomalies, lost))
 
 
 def _layer(

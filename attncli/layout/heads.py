@@ -51,10 +51,26 @@ def resolve(site: Site, shape: Geometry, nodes: Sequence[Settings], options: Opt
     found.evidence["layout"] = order_evidence
     if layout == "mla":
         _resolve_mla(site, found, nodes, options)
+        _note_overruled(found, options)
         return found
     found.q, found.k, found.v, found.gate = widths(layout, site, shape, nodes)
     _resolve_plain(site, shape, found, nodes, options)
+    _note_overruled(found, options)
     return found
+
+
+def _note_overruled(found: Heads, options: Options) -> None:
+    """An option that config or shapes contradict is not used; it must not be dropped in silence."""
+    for option, given, used, key in (
+        ("--heads", options.heads, found.heads, "heads"),
+        ("--head-dim", options.head_dim, found.head_dim, "head_dim"),
+    ):
+        known_from = found.evidence.get(key)
+        if given is None or used is None or given == used or known_from in (None, "option"):
+            continue
+        where = found.settings.where if found.settings and known_from == "config" else "the shapes"
+        claim = {"claim": str(given), "used": used, "from": where, "rows": found.q or 0}
+        found.anomalies.append(Anomaly("option-overruled", option, claim))
 
 
 # --- plain and grouped heads --------------------------------------------------------------------------

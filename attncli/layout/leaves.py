@@ -36,7 +36,8 @@ def places(name: str) -> list[Place]:
         if inner is not None and inner[0] in PROJECTIONS and thin:
             segments.pop()
     found = []
-    for steps in (1, 2, 3):
+    # Dotted leaves are few; their last word tells at once whether one is possible.
+    for steps in (1, 2, 3) if segments[-1] in _LAST_OF_DOTTED else (1,):
         if len(segments) < steps:
             break
         leaf = ".".join(segments[-steps:])
@@ -280,3 +281,4 @@ EXACT: dict[str, str] = {
     "pos_query_proj": "pos_query",
     "r_kernel": "relative_key",
 }
+_LAST_OF_DOTTED = frozenset(leaf.rpartition(".")[2] for leaf in EXACT if "." in leaf)

@@ -93,6 +93,10 @@ def _looks_like_model(name: str, raw: Mapping[str, Any]) -> bool:
 def _merged(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The node with its attention sub-config (MPT, DBRX) laid flat."""
     flat = dict(raw)
+    # Hand-written configs shout: {"HEADS": 4}.
+    flat.update(
+        {k.lower(): v for k, v in raw.items() if isinstance(k, str) and k.isupper() and k.lower() not in raw}
+    )
     for key in ("attn_config", "attention_config"):
         inner = raw.get(key)
         if isinstance(inner, Mapping):
@@ -391,7 +395,7 @@ _SIDE_HEADS = re.compile(r"(?:num_)?(?P<side>[a-z_]{3,}?)_(?:num_)?(?:attention_
 _DEPTHS = ("depths", "blocks_per_stage", "num_block", "depth", "layers", "encoder_depths", "stage_depths")
 _STAGES = re.compile(r"stages?\.\d+\.|layers\.\d+\.blocks\.\d+|layers_\d+\.|block\.\d+\.\d+")
 _LANGUAGE = frozenset({"text", "llm", "language", "lm"})
-_NO_TOWER = frozenset({"config", "cfg", "model", "thinker", "talker", "configs", "initargs", "args"})
+_NO_TOWER = frozenset({"config", "cfg", "model", "thinker", "talker", "configs", "initargs", "args", "clip"})
 
 _GGUF_KEYS = {
     "num_attention_heads": "attention.head_count",
@@ -409,7 +413,7 @@ _GGUF_KEYS = {
     "v_head_dim_mla": "attention.value_length_mla",
 }
 _TOWERS: dict[str, set[str]] = {
-    "vision": {"vision", "visual", "image", "vit", "img", "siglip", "clip", "vpm"},
+    "vision": {"vision", "visual", "image", "vit", "img", "siglip", "clip", "vpm", "v"},
     "image": {"vision", "visual", "image", "vit", "img"},
     "audio": {"audio", "speech", "sound", "whisper", "apm"},
     "text": {"text", "language", "llm", "lm"},

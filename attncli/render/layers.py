@@ -52,9 +52,12 @@ def _layer_table(rows: Sequence[Fold], *, explained: bool) -> Table:
         table.add_column(name, overflow="fold")
     for name in ("heads", "KV heads", "head size", "scale"):
         table.add_column(name, justify="right", no_wrap=True)
-    if explained:
+    known = explained and any(_known_from(fold.first) for fold in rows)
+    special = explained and any(_by_design(fold.first) for fold in rows)
+    if known:
         table.add_column("known from", overflow="fold", style="dim")
-        table.add_column("by design", overflow="fold")
+    if special:
+        table.add_column("details", overflow="fold")
     for fold in rows:
         layer = fold.first
         cells = [
@@ -66,8 +69,8 @@ def _layer_table(rows: Sequence[Fold], *, explained: bool) -> Table:
             _fact(layer, layer.head_dim),
             _scale(layer),
         ]
-        if explained:
-            cells += [Text(_known_from(layer)), Text(_by_design(layer))]
+        cells += [Text(_known_from(layer))] if known else []
+        cells += [Text(_by_design(layer))] if special else []
         table.add_row(*cells)
     return table
 

@@ -141,7 +141,9 @@ def _bound_part(report: Report, unfolded: bool, console: Console) -> RenderableT
         if not bounds:
             continue
         typical = {r.head: r.value for r in metrics["score_typical"]}
-        for bound, head in bounds if unfolded else [max(bounds, key=lambda pair: pair[0])]:
+        # Where nothing bounds any head, the head that is typically largest speaks for the layer.
+        worst = max(bounds, key=lambda pair: (pair[0], _or_zero(typical.get(pair[1]))))
+        for bound, head in bounds if unfolded else [worst]:
             rows.append(
                 [
                     Text(clean(layer)),
@@ -151,9 +153,14 @@ def _bound_part(report: Report, unfolded: bool, console: Console) -> RenderableT
                     *(_safety(metrics, dtype) for dtype in _DTYPES),
                 ]
             )
-    title = "What q·k can become, from the weights alone (before scaling)"
-    columns = ("layer", "head", "largest |q·k|", "typical", *_DTYPES)
+    title = "What q·k can become before scaling, from the weights alone"
+    title += "" if unfolded else ": the worst head of each layer (--layer shows all)"
+    columns = ("layer", "head", "largest |q·k|", "typical (RMS)", *_DTYPES)
     return Group(Text(title, style="bold"), _table_or_lines(columns, rows, console))
+
+
+def _or_zero(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _safety(metrics: dict[str, list[Measurement]], dtype: str) -> Text:
@@ -173,9 +180,11 @@ def _value_part(report: Report, unfolded: bool, console: Console) -> RenderableT
     inf = sum(int(v.get("inf_count") or 0) for v in per_tensor.values())
     broken = [n for n, v in per_tensor.items() if v.get("nan_count") or v.get("inf_count")]
     largest = sorted(per_tensor, key=lambda n: -float(per_tensor[n].get("absmax") or 0.0))
-    shown = list(per_tensor) if unfolded else [*broken[:10], *[n for n in largest if n not in broken][:5]]
+    ours = {tensor.name for layer in report.layers for tensor in layer.tensors}
+    theirs = [n for n in per_tensor if n in ours or n in broken]
+    shown = theirs if unfolded else [*broken[:10], *[n for n in largest if n not in broken][:5]]
     title = f"Values of {len(per_tensor)} tensor{'' if len(per_tensor) == 1 else 's'}: {nan} NaN, {inf} Inf"
-    title += "" if unfolded else " (those with NaN or Inf, then the largest)"
+    title += " (those of the layers shown)" if unfolded else " (those with NaN or Inf, then the largest)"
     rows = []
     for name in shown:
         v = per_tensor[name]

@@ -47,6 +47,13 @@ def _heads_mismatch(rule: Rule, observed: Observed) -> Iterator[Finding]:
 def _option_mismatch(rule: Rule, observed: Observed) -> Iterator[Finding]:
     for layer in observed.layers:
         for anomaly in layer.anomalies:
+            if anomaly.kind == "option-overruled":
+                yield rule.finding(
+                    f"{layer.path}: {anomaly.subject} {anomaly.evidence['claim']} was not used: "
+                    f"{anomaly.evidence['from']} gives {anomaly.evidence['used']}.",
+                    layer=layer.id,
+                    evidence=dict(anomaly.evidence),
+                )
             if anomaly.kind == "option-mismatch":
                 yield rule.finding(
                     f"{layer.path}: {anomaly.subject} says {anomaly.evidence['claim']}, which does not fit "
@@ -235,7 +242,7 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         code="ATT105",
         name="option-does-not-fit",
         severity="warning",
-        what="--heads, --kv-heads or --head-dim contradict the shapes of a layer.",
+        what="--heads, --kv-heads or --head-dim contradict the shapes or the config of a layer.",
         why="The option was not used there, so the facts shown may still be unknown.",
         formula="rows of the projection = heads × head size",
         threshold="any remainder",

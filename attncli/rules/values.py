@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -15,6 +16,15 @@ def _non_finite(rule: Rule, observed: Observed) -> Iterator[Finding]:
     for row in observed.measurements:
         if row.metric in ("nan_count", "inf_count") and isinstance(row.value, int) and row.value > 0:
             counts.setdefault(row.layer, {})[row.metric] = row.value
+    counted = {owner.get(name) for name in counts}
+    for layer, heads in _heads_without_scores(observed).items():
+        if layer not in counted:
+            yield rule.finding(
+                f"{layer}: q, k or the norm in front hold NaN or Inf in {_heads(heads)} (--values counts them).",
+                layer=layer,
+                head=heads[0] if len(heads) == 1 else None,
+                evidence={"heads": heads},
+            )
     for name, found in counts.items():
         # A mask buffer is made of −inf on purpose.
         if "nan_count" not in found and _MASK_BUFFER.search(name):
@@ -37,6 +47,19 @@ def _non_finite(rule: Rule, observed: Observed) -> Iterator[Finding]:
             head=heads[0] if len(heads) == 1 else None,
             evidence={**found, **({"heads": heads} if heads else {})},
         )
+
+
+def _heads_without_scores(observed: Observed) -> dict[str, list[int]]:
+    """Heads whose typical score is no number although their weights were read: NaN or Inf is among them."""
+    unbounded = {
+        (r.layer, r.head) for r in observed.measurements if r.metric == "score_bound" and r.value == math.inf
+    }
+    heads: dict[str, list[int]] = {}
+    for row in observed.measurements:
+        broken = row.metric == "score_typical" and row.value is None and (row.layer, row.head) in unbounded
+        if broken and row.head is not None:
+            heads.setdefault(row.layer, []).append(row.head)
+    return heads
 
 
 def _all_zero(rule: Rule, observed: Observed) -> Iterator[Finding]:
