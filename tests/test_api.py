@@ -287,3 +287,19 @@ def test_the_package_names_what_it_offers_and_nothing_else() -> None:
     assert attncli.inspect is api.inspect
     with pytest.raises(AttributeError, match="module 'attncli' has no attribute 'inspekt'"):
         attncli.inspekt  # noqa: B018
+
+
+def test_bounds_alone_name_a_head_whose_weights_hold_nan(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = {f"layers.0.self_attn.{leaf}_proj.weight": torch.randn(8, 8) for leaf in ("q", "k", "v", "o")}
+    weights["layers.0.input_layernorm.weight"] = torch.ones(8)
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_attention_heads": 2}')
+    save_file(weights, tmp_path / "model.safetensors")
+    assert attncli.inspect(tmp_path, bounds=True).findings == ()
+    weights["layers.0.self_attn.q_proj.weight"][5, 3] = math.nan
+    save_file(weights, tmp_path / "model.safetensors")
+    (finding,) = attncli.inspect(tmp_path, bounds=True).findings
+    assert (finding.code, finding.layer, finding.head) == ("ATT201", "layers.0.self_attn", 1)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from attncli.layout import attention_layers
-from attncli.records import Array, Layer, Tensor
+from attncli.layout import Options, attention_layers
+from attncli.records import Array, Config, Layer, Tensor
 
 
 def layers_of(shapes: dict[str, tuple[int, ...]]) -> tuple[Layer, ...]:
@@ -114,3 +114,48 @@ def test_weights_of_transformer_lens_tell_heads_by_their_own_axis() -> None:
 )
 def test_what_has_no_query_key_and_value_is_no_attention(names: tuple[str, ...]) -> None:
     assert layers_of({f"{name}.weight": (96, 32) for name in names}) == ()
+
+
+LLAMA = {
+    f"model.layers.{number}.self_attn.{leaf}_proj.weight": (32, 32)
+    for number in range(4)
+    for leaf in ("q", "k", "v", "o")
+}
+
+
+def with_config(
+    shapes: dict[str, tuple[int, ...]], config: dict[str, object], options: Options | None = None
+) -> tuple[Layer, ...]:
+    tensors = [
+        Tensor(name, shape, "float32", "f", {"weight": Array(name, shape, "float32", "f", 0, 0)})
+        for name, shape in shapes.items()
+    ]
+    return attention_layers(tensors, [Config("config.json", config)], options)
+
+
+def test_an_option_that_the_config_overrules_is_named_and_not_used() -> None:
+    layers = with_config(LLAMA, {"num_attention_heads": 4}, Options(heads=16))
+    assert {layer.heads for layer in layers} == {4}
+    (anomaly,) = layers[0].anomalies
+    assert (anomaly.kind, anomaly.subject) == ("option-overruled", "--heads")
+    assert (anomaly.evidence["claim"], anomaly.evidence["used"]) == ("16", 4)
+    assert with_config(LLAMA, {"num_attention_heads": 4}, Options(heads=4))[0].anomalies == ()
+
+
+def test_one_layer_without_values_among_whole_ones_has_lost_them() -> None:
+    shapes = {
+        name: shape for name, shape in LLAMA.items() if name != "model.layers.2.self_attn.v_proj.weight"
+    }
+    layers = with_config(shapes, {"num_attention_heads": 4})
+    assert [layer.layout for layer in layers] == ["separate", "separate", "incomplete", "separate"]
+    assert layers[2].anomalies[-1].evidence["missing"] == ["v"]
+
+
+def test_values_that_are_the_keys_in_every_layer_are_a_design() -> None:
+    shapes = {name: shape for name, shape in LLAMA.items() if ".v_proj." not in name}
+    assert {layer.layout for layer in with_config(shapes, {"num_attention_heads": 4})} == {"k-eq-v"}
+
+
+def test_a_config_in_capitals_is_read() -> None:
+    (layer, *_) = with_config(LLAMA, {"HEADS": 4, "LAYERS": 4})
+    assert (layer.heads, layer.evidence["heads"]) == (4, "config")
