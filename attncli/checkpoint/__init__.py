@@ -126,6 +126,8 @@ def _near(path: Path) -> str:
         if close:
             return f"Did you mean {parent / close[0]}?"
         return "Check the path."
+    if "://" in str(path) or (len(path.parts) == 2 and not path.is_absolute()):
+        return "A model on a hub has to be downloaded first: attncli reads files and folders of this machine."
     return f"The folder {parent} does not exist either."
 
 

@@ -65,7 +65,11 @@ def _wrong_usage(error: Any) -> int:
     problem = error.format_message().strip()
     if problem:  # without one, the help was shown instead
         sentence = problem[0].lower() + problem[1:] + ("" if problem.endswith((".", "?")) else ".")
-        show_error(UsageError(command, sentence, f"{command} --help lists the options."))
+        remedy = f"{command} --help lists the options."
+        mistaken = next((word for word in sys.argv[1:2] if Path(word).exists()), None)
+        if command == "attncli" and mistaken is not None:
+            remedy = f"attncli inspect {mistaken}"
+        show_error(UsageError(command, sentence, remedy))
     return 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -187,7 +188,7 @@ def _chosen(report: Report, choice: Choice) -> Report:
         for finding in report.findings
         if (not choice.wanted or _in(finding.code, finding.name, choice.wanted))
         and not _in(finding.code, finding.name, choice.unwanted)
-        and _identity(finding.code, finding.layer, finding.head, finding.message) not in choice.known
+        and _identity(finding.code, finding.layer, finding.message) not in choice.known
     ]
     return with_findings(report, kept) if len(kept) != len(report.findings) else report
 
@@ -203,11 +204,12 @@ def _codes(given: Sequence[str] | None, option: str) -> tuple[str, ...]:
     return codes
 
 
-def _identity(code: str, layer: str | None, head: int | None, message: str) -> tuple[Any, ...]:
-    """What makes two findings the same one, in the words that JSON keeps."""
+def _identity(code: str, layer: str | None, message: str) -> tuple[Any, ...]:
+    """What makes two findings the same one: rule, layer, and what the message is about, whatever it counts."""
     from attncli.records import strict_json
 
-    return (code, strict_json(layer), head, strict_json(message))
+    subject = re.sub(r"(?<![A-Za-z0-9._])\d+", "#", message.partition(": ")[0])
+    return (code, strict_json(layer), strict_json(subject))
 
 
 def _in(code: str, name: str, wanted: Sequence[str]) -> bool:
@@ -219,7 +221,7 @@ def _known_findings(path: Path) -> frozenset[tuple[Any, ...]]:
 
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["findings"]
-        return frozenset(_identity(row["code"], row["layer"], row["head"], row["message"]) for row in rows)
+        return frozenset(_identity(row["code"], row["layer"], row["message"]) for row in rows)
     except OSError as error:
         raise UsageError(
             str(path),
