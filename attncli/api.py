@@ -9,7 +9,6 @@ import fnmatch
 import os
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -153,6 +152,8 @@ def _as_stored(tensors: Sequence[records.Tensor]) -> list[records.Tensor]:
 def _counting(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
     if progress is None:
         return None
+    import threading
+
     done = 0
     lock = threading.Lock()
 

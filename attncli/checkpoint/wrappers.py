@@ -49,7 +49,11 @@ def _may_be_wrapped(names: Sequence[str]) -> bool:
     text = "\n".join(names)
     if any(word in text for word in (*_PRIVATE_WRAPPERS, "base_layer", "base_model", "module")):
         return True
-    return len({name.partition(".")[0] for name in names if "." in name}) == 1
+    heads = {name.partition(".")[0] for name in names if "." in name}
+    if len(heads) != 1:
+        return False
+    seconds = {name.split(".", 2)[1] for name in names if "." in name}
+    return not heads.isdisjoint(_LEADING_WRAPPERS) or (heads == {"model"} and _second_names_a_model(seconds))
 
 
 # --- one pass ----------------------------------------------------------------------------------
@@ -84,7 +88,10 @@ def _strip_once(paths: list[list[str]]) -> list[list[str]]:
 
 
 def _wraps_a_model(paths: list[list[str]]) -> bool:
-    second = {path[1] for path in paths}
+    return _second_names_a_model({path[1] for path in paths})
+
+
+def _second_names_a_model(second: set[str]) -> bool:
     if "model" in second:
         return True
     return not second.isdisjoint(_BASES) and not second.isdisjoint(_HEADS)

@@ -53,6 +53,8 @@ def attention_sites(tensors: Iterable[Tensor]) -> list[Site]:
             )
     drafts: list[Site] = []
     for container, members in containers.items():
+        if _LEADING_ROLES.isdisjoint([member.role for member in members]):
+            continue  # the experts of a large model: a gate, and nothing to attend with
         drafts.extend(_sites_in(container, members, containers))
     return _with_unique_paths(_drop_lone_queries(drafts))
 
@@ -427,3 +429,8 @@ _OUTER_OUTPUTS = frozenset(
 _EXTRA_SET = re.compile(r"(^|_)(add|added|layout|global|ip|txt|pos)(_|$)")
 # Parts of an attention that choose or compress keys and weigh no values themselves.
 _NOT_ATTENTION = re.compile(r"(^|\.)(indexer|compressor)(\.|$)")
+# Without one of these a module is no site of any mechanism.
+_LEADING_ROLES = frozenset(
+    "q k v qkv kv qk q_a q_b kv_a kv_b k_b v_b q_experts bi_q sampling_offsets gdn time_decay additive_weight "
+    "a_log".split()
+)
