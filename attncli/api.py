@@ -246,10 +246,17 @@ def _notes(checkpoint: Checkpoint, layers: Sequence[Layer]) -> list[str]:
         )
     unknown = sum(layer.kind is not None and layer.heads is None for layer in layers)
     if unknown:
-        notes.append(
-            f"heads of {unknown} layer{'s' if unknown != 1 else ''} are unknown: no config and no shape tells them; "
-            "give --heads, or put the config.json beside the weights"
+        tells = (
+            "the config gives no count that fits"
+            if checkpoint.configs
+            else "no config and no shape tells them"
         )
+        remedy = (
+            "give --heads"
+            if checkpoint.configs
+            else "give --heads, or put the config.json beside the weights"
+        )
+        notes.append(f"heads of {unknown} layer{'s' if unknown != 1 else ''} are unknown: {tells}; {remedy}")
     return notes
 
 
@@ -266,4 +273,4 @@ _SKIPPED = {
 }
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(?!gguf)")
 _NO_BOUND = "without a bound: the norm in front of q and k is not certain (a config.json may tell it)"
-_NORMS = {"rms": "RMSNorm", "layer": "LayerNorm", "l2": "unit norm"}
+_NORMS = {"rms": "a norm without bias", "layer": "a LayerNorm", "l2": "unit norm"}

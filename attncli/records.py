@@ -175,10 +175,14 @@ class ScoreSide:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTerm:
-    """q·k is the sum of its terms: one for plain attention, two for MLA (content and rotary part)."""
+    """q·k is the sum of its terms: one for plain attention, two for MLA (content and rotary part).
+
+    `factor`: what multiplies the term besides its sides (YaRN's rotary embedding stretches q and k).
+    """
 
     query: ScoreSide
     key: ScoreSide
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

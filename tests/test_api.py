@@ -228,7 +228,7 @@ def test_bounds_of_constant_weights_are_the_closed_form(tmp_path: Path) -> None:
     assert typical == {head: pytest.approx(64.0, rel=1e-6) for head in range(4)}
     safe = {row.metric: row.value for row in report.measurements if row.metric.startswith("overflow")}
     assert safe == {f"overflow_{dtype}": "proven safe" for dtype in ("float16", "bfloat16", "float32")}
-    assert report.notes == ("scores of 1 layer bounded by RMSNorm in front",)
+    assert report.notes == ("scores of 1 layer bounded by a norm without bias in front",)
     assert report.findings == ()
 
 

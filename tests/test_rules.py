@@ -10,6 +10,7 @@ import pytest
 
 from attncli.records import SEVERITIES, Anomaly, Finding, Layer, LayerTensor, Measurement
 from attncli.rules import RULES, Observed, judge, overflow_measurements
+from attncli.rules.bounds import ROUNDING
 
 BY_CODE = {rule.code: rule for rule in RULES}
 
@@ -444,6 +445,38 @@ CASES = [
         ),
         Observed((*stack(4, dtype="float32"), layer("h.9.attn", dtype="float32"))),
     ),
+    # ATT106
+    Case(
+        "a bias that is shorter than its weight",
+        with_layer(Anomaly("bias-mismatch", f"{Q}_bias", {"role": "q", "bias": 32, "rows": [64, 64]})),
+        (("ATT106", "error", f"{Q}_bias: 32 elements do not fit a weight of 64×64."),),
+        HEALTHY,
+    ),
+    Case(
+        "values that do not divide into KV heads",
+        with_layer(Anomaly("width-mismatch", Q, {"role": "v", "rows": 25, "kv_heads": 2})),
+        (("ATT106", "error", f"{Q}: 25 rows do not divide into 2 KV heads."),),
+        HEALTHY,
+    ),
+    Case(
+        "an output projection that reads more than the values",
+        with_layer(Anomaly("width-mismatch", Q, {"role": "o", "columns": 96, "heads": 4, "expected": 64})),
+        (("ATT106", "error", f"{Q}: it reads 96 elements, but 4 heads of values have 64."),),
+        HEALTHY,
+    ),
+    # ATT107
+    Case(
+        "one layer without attention among its neighbours",
+        Observed(tuple(layer(f"h.{index}.attn") for index in (0, 2, 3))),
+        (("ATT107", "warning", "h.1.attn: no attention layer, although its neighbours have one."),),
+        Observed(tuple(layer(f"h.{index}.attn") for index in (0, 2, 4, 6))),
+    ),
+    Case(
+        "one of two layers says nothing of what stood between them",
+        HEALTHY,
+        (),
+        Observed(tuple(layer(f"h.{index}.attn") for index in (0, 2))),
+    ),
     # ATT201
     Case(
         "a NaN",
@@ -784,12 +817,12 @@ def test_the_gravest_findings_come_first_and_equals_in_the_order_of_the_rules() 
     ("bound", "float16", "bfloat16", "float32"),
     [
         (0.0, True, True, True),
-        (below(FLOAT16_MAX), True, True, True),
-        (FLOAT16_MAX, False, True, True),
-        (below(BFLOAT16_MAX), False, True, True),
-        (BFLOAT16_MAX, False, False, True),
-        (below(FLOAT32_MAX), False, False, True),
-        (FLOAT32_MAX, False, False, False),
+        (below(FLOAT16_MAX / ROUNDING), True, True, True),
+        (above(FLOAT16_MAX / ROUNDING), False, True, True),
+        (below(BFLOAT16_MAX / ROUNDING), False, True, True),
+        (above(BFLOAT16_MAX / ROUNDING), False, False, True),
+        (below(FLOAT32_MAX / ROUNDING), False, False, True),
+        (above(FLOAT32_MAX / ROUNDING), False, False, False),
         (math.inf, False, False, False),
         (math.nan, False, False, False),
     ],

@@ -5,6 +5,7 @@ No torch, nothing unpickled that could run code, no tensor data. The formats are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -24,6 +25,8 @@ __all__ = ["open_checkpoint"]
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The checkpoint at `path`, a file or a folder. Errors: `CheckpointError`."""
+    if not str(path):
+        raise CheckpointError("''", "the path is empty.", "Give a checkpoint file or a model folder.")
     location = Path(path)
     try:
         if location.is_symlink() and not location.exists():
@@ -63,7 +66,9 @@ def _joined(location: Path, contents: Contents) -> Checkpoint:
     if missing:
         raise missing_shards(location, missing, len(contents.files) + len(missing))
     _check_names(location, contents.arrays)
-    beside, broken = configs_beside(location if location.is_dir() else location.parent)
+    beside, broken = (
+        configs_beside(location) if location.is_dir() else configs_beside(location.parent, location.name)
+    )
     configs = (*beside, *contents.configs)
     names = strip_wrappers([array.name for array in contents.arrays])
     arrays = [
@@ -126,7 +131,7 @@ def _near(path: Path) -> str:
         if close:
             return f"Did you mean {parent / close[0]}?"
         return "Check the path."
-    if "://" in str(path) or (len(path.parts) == 2 and not path.is_absolute()):
+    if re.match(r"[a-z]+:/", str(path)) or (len(path.parts) == 2 and not path.is_absolute()):
         return "A model on a hub has to be downloaded first: attncli reads files and folders of this machine."
     return f"The folder {parent} does not exist either."
 

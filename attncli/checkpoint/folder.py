@@ -90,16 +90,17 @@ def missing_shards(path: Path, missing: Sequence[str], total: int) -> Checkpoint
     )
 
 
-def configs_beside(folder: Path) -> tuple[tuple[Config, ...], tuple[Anomaly, ...]]:
-    """config.json and its kin in `folder`, the most trusted first."""
+def configs_beside(folder: Path, file: str = "") -> tuple[tuple[Config, ...], tuple[Anomaly, ...]]:
+    """config.json and its kin in `folder`, the most trusted first: for `weights.pt`, `weights.json` before all."""
     configs: list[Config] = []
     anomalies: list[Anomaly] = []
-    for name in _CONFIG_FILES:
-        file = folder / name
-        if not file.is_file():
+    own = () if not file or file.endswith(".json") else (f"{Path(file).stem}.json",)
+    for name in dict.fromkeys((*own, *_CONFIG_FILES)):
+        path = folder / name
+        if not path.is_file():
             continue
         try:
-            configs.append(Config(name, _json(file)))
+            configs.append(Config(name, _json(path)))
         except CheckpointError as error:
             anomalies.append(Anomaly("unreadable-config", name, {"problem": error.problem}))
         except OSError as error:
@@ -110,9 +111,9 @@ def configs_beside(folder: Path) -> tuple[tuple[Config, ...], tuple[Anomaly, ...
     if isinstance(base, str):
         # Where the base model is not here or not readable, the adapter still is.
         with suppress(CheckpointError, OSError):
-            file = folder / base / "config.json"
-            if file.is_file():
-                configs.append(Config("config.json of the base model", _json(file)))
+            path = folder / base / "config.json"
+            if path.is_file():
+                configs.append(Config("config.json of the base model", _json(path)))
     return tuple(configs), tuple(anomalies)
 
 

@@ -33,7 +33,8 @@ def attention_layers(
     is_gguf = any(config.source.startswith("GGUF") for config in configs)
     sites = attention_sites(tensors)
     paths = {site.path for site in sites}
-    layers = [_layer(site, reader, by_name, is_gguf, paths, options or Options()) for site in sites]
+    names = sorted(by_name)
+    layers = [_layer(site, reader, by_name, names, is_gguf, paths, options or Options()) for site in sites]
     ordered = sorted(joined_heads(layers), key=lambda layer: _natural(layer.path))
     return _without_unexplained_sharing(ordered, reader)
 
@@ -73,6 +74,7 @@ def _layer(
     site: Site,
     reader: SettingsReader,
     tensors: Mapping[str, Tensor],
+    names: Sequence[str],
     is_gguf: bool,
     paths: set[str],
     options: Options,
@@ -86,12 +88,12 @@ def _layer(
     settings = heads.settings or (nodes[0] if nodes and nodes[0].affinity >= 0 else None)
     model_type = settings.model_type if settings else reader.model_type
     raw: Mapping[str, Any] = settings.raw if settings else next(iter(reader.nodes), {})
-    kind, kind_evidence = _kind(site, shape, paths)
+    kind, kind_evidence = _kind(site, shape, paths, tensors)
     evidence: dict[str, Evidence] = {**heads.evidence, "kind": kind_evidence}
     scale, evidence["scale"] = _scale(site, model_type, raw, heads, index, is_gguf)
     rows = head_rows(site, shape, heads, model_type)
-    around = Surroundings(tensors, model_type, is_gguf)
-    anomalies = [*heads.anomalies, *_layout_anomalies(site, heads)]
+    around = Surroundings(tensors, model_type, is_gguf, raw, names)
+    anomalies = [*heads.anomalies, *_layout_anomalies(site, shape, heads)]
     return Layer(
         id=site.path or ROOT,
         path=site.path,
@@ -137,7 +139,9 @@ def _layer_tensors(site: Site) -> tuple[LayerTensor, ...]:
     )
 
 
-def _kind(site: Site, shape: Geometry, paths: set[str]) -> tuple[Any, Evidence]:
+def _kind(
+    site: Site, shape: Geometry, paths: set[str], tensors: Mapping[str, Tensor]
+) -> tuple[Any, Evidence]:
     """Self or cross: what the name says, then what the widths of q's and k's inputs say."""
     name = f"{site.path}.{site.spelling}" if site.spelling.startswith(("cross", "self", "enc")) else site.path
     parent, _, last = site.path.rpartition(".")
@@ -147,6 +151,8 @@ def _kind(site: Site, shape: Geometry, paths: set[str]) -> tuple[Any, Evidence]:
         return "cross", "name"
     if last == "attn2" and any(p.startswith(f"{parent}.attn1") for p in paths):
         return "cross", "name"
+    if any(f"{parent}.{query}" in tensors for query in ("probe", "latent", "latents")):
+        return "cross", "name"  # a learned query that pools what the keys come from
     if "q_learned" in site.roles or "learned_q" in site.roles or "bi" in site.roles:
         return "cross", "name"
     if site.roles.get("q") is not None and site.roles["q"].name.endswith("vision_proj.weight"):
@@ -274,15 +280,38 @@ def _at(value: Any, index: int | None) -> Any:
     return value
 
 
-def _layout_anomalies(site: Site, heads: Heads) -> list[Anomaly]:
+def _layout_anomalies(site: Site, shape: Geometry, heads: Heads) -> list[Anomaly]:
     found = []
     if heads.layout == "incomplete":
         missing = [role for role in ("q", "k", "v") if role not in site.roles]
         found.append(Anomaly("missing-projection", site.path, {"missing": missing}))
+    found.extend(_width_anomalies(site, shape, heads))
     if heads.heads and heads.kv_heads and heads.heads % heads.kv_heads:
         found.append(
             Anomaly("kv-not-dividing", site.path, {"heads": heads.heads, "kv_heads": heads.kv_heads})
         )
+    return found
+
+
+def _width_anomalies(site: Site, shape: Geometry, heads: Heads) -> list[Anomaly]:
+    """Tensors of one layer that cannot work together, whatever its siblings look like."""
+    found = []
+    for role in ("q", "k", "v", "o", "qkv"):
+        weight, bias = site.roles.get(role), site.roles.get(f"{role}_bias")
+        if weight is None or bias is None or len(weight.shape) != 2 or len(bias.shape) != 1:
+            continue
+        if bias.shape[0] not in weight.shape:
+            evidence = {"role": role, "bias": bias.shape[0], "rows": list(weight.shape)}
+            found.append(Anomaly("bias-mismatch", bias.name, evidence))
+    if heads.layout != "separate" or not shape.sliceable or not heads.heads or not heads.head_dim:
+        return found
+    if heads.v is not None and heads.kv_heads and heads.v % heads.kv_heads:
+        evidence = {"role": "v", "rows": heads.v, "kv_heads": heads.kv_heads}
+        found.append(Anomaly("width-mismatch", site.roles["v"].name, evidence))
+    read = heads.heads * (heads.v_head_dim or heads.head_dim)
+    if shape.o_in is not None and shape.o_in != read and "o_a" not in site.roles and "o" in site.roles:
+        evidence = {"role": "o", "columns": shape.o_in, "heads": heads.heads, "expected": read}
+        found.append(Anomaly("width-mismatch", site.roles["o"].name, evidence))
     return found
 
 
@@ -299,7 +328,8 @@ def describe(layout: str) -> str:
 
 _CROSS = re.compile(
     r"cross_?attn|cross_?attention|crossattention|encoder_attn|EncDecAttention|inter_attention|encoder_decoder_attention"
-    r"|(^|\.)encoder_att(ention)?(\.|$)|src_attn|visual_attention|context_attn|cross_attn_image|encdec_attn|enc_dec_attn",
+    r"|(^|\.)encoder_att(ention)?(\.|$)|src_attn|visual_attention|context_attn|cross_attn_image|encdec_attn|enc_dec_attn"
+    r"|attn_[a-z]+_to_[a-z]+",
 )
 _INTERLEAVED_GGUF = frozenset(
     {

@@ -59,6 +59,59 @@ def fused_order(model_type: str, raw: Mapping[str, Any]) -> str | None:
     return _FUSED_ORDER.get(model_type)
 
 
+def rotary_factor(raw: Mapping[str, Any]) -> float | None:
+    """What the rotary embedding multiplies q·k by: 1 for a rotation, m² for YaRN and LongRoPE (m on q and on k).
+
+    At least 1, since some dimensions may stay unrotated. None where the kind of scaling is not known.
+    Source: Peng et al. 2023 (YaRN), arXiv 2309.00071, and the rotary utilities of transformers.
+    """
+    rope = raw.get("rope_scaling") or raw.get("rope_parameters")
+    if raw.get("rope.scaling.type") in ("yarn", "longrope"):  # GGUF
+        rope = {"type": raw["rope.scaling.type"], "factor": raw.get("rope.scaling.factor")}
+        rope["attention_factor"] = raw.get("rope.scaling.attn_factor") if rope["type"] == "longrope" else None
+    if not isinstance(rope, Mapping):
+        return 1.0
+    kinds = [value for value in rope.values() if isinstance(value, Mapping)]  # one per type of layer
+    factors = [_stretch(kind, raw) for kind in kinds or [rope]]
+    if any(factor is None for factor in factors):
+        return None
+    return max(1.0, *(factor**2 for factor in factors if factor is not None))
+
+
+def _stretch(rope: Mapping[str, Any], raw: Mapping[str, Any]) -> float | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in (None, "default", "linear", "dynamic", "llama3", "ntk", "mrope", "none", "proportional"):
+        return 1.0
+    if kind not in ("yarn", "longrope", "su", "deepseek_yarn"):
+        return None
+    named = [rope.get(key, raw.get(key)) for key in ("attention_factor", "short_mscale", "long_mscale")]
+    given = [
+        float(value) for value in named if isinstance(value, (int, float)) and not isinstance(value, bool)
+    ]
+    if given:
+        return max(given)
+    factor = rope.get("factor")
+    original = rope.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
+    longest = raw.get("max_position_embeddings")
+    if kind in ("longrope", "su"):
+        if isinstance(longest, (int, float)) and isinstance(original, (int, float)) and original > 1:
+            factor = max(float(factor) if isinstance(factor, (int, float)) else 1.0, longest / original)
+            return math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        return None
+    if not isinstance(factor, (int, float)) or isinstance(factor, bool):
+        return None
+    if isinstance(longest, (int, float)) and isinstance(original, (int, float)) and original > 0:
+        factor = max(factor, longest / original)
+    mscale, all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    if isinstance(mscale, (int, float)) and isinstance(all_dim, (int, float)) and mscale and all_dim:
+        return _yarn_m(factor, mscale) / _yarn_m(factor, all_dim)
+    return _yarn_m(factor, 1.0)
+
+
+def _yarn_m(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
 def gain_is_one_plus_weight(model_type: str) -> bool | None:
     """Whether RMSNorm multiplies by 1 + weight. None: the family is not known, so neither is this."""
     if not model_type:
@@ -203,3 +256,13 @@ _ONE_PLUS_WEIGHT = frozenset(
     "qwen3_5 qwen3_5_moe nemotron".split()
 )
 _GATED_QUERY = frozenset({"qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen4_exp"})
+# Families in which the norm that stands where the names say is known to feed q, k and v directly, and in
+# which q/k norms are what their names say. Read in their published code; a proof rests on nothing less.
+NORM_BEFORE_ATTENTION = frozenset(
+    "llama mistral mixtral ministral ministral3 qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next gemma gemma2 gemma3 "
+    "gemma3_text nemotron olmo2 olmo3 olmoe cohere cohere2 phi phi3 phimoe glm glm4 smollm3 starcoder2 granite "
+    "granitemoe gpt2 gpt_neox gptj gpt_neo bloom falcon mpt codegen gpt_bigcode opt mbart pegasus whisper bert "
+    "roberta xlm-roberta camembert electra distilbert vit deit clip clip_text_model clip_vision_model siglip "
+    "siglip_text_model siglip_vision_model t5 mt5 umt5 deepseek_v2 deepseek_v3 gpt_oss exaone4 hunyuan_v1_dense "
+    "diffllama bitnet arcee ernie4_5 seed_oss internlm2 swinv2 swin2sr stablelm persimmon".split()
+)

@@ -125,7 +125,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"lambda_[qk]\d?|lambda_\w+", "lambda"),
         (r"(?:attn_)?sinks?|attention_sink_bias|attn_sinks|sink_proj", "sinks"),
         (r"logit_scale|per_dim_scale|temperature", "logit_scale"),
-        (r"pos_bias_[uv]|bias_[uv]|r_[wrs]_bias", "pos_bias"),
+        (r"pos_bias_[uv]|bias_u|r_[wrs]_bias", "pos_bias"),
         (r"rel_pos_[hw]|rel_pos_emb", "rel_pos"),
         (r"attention_biases", "attention_biases"),
         (
@@ -137,7 +137,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"in_proj_qkvz|in_proj_qkv|in_proj_ba", "gdn"),
         (r"(?:o|out|output)_(?:layer_?)?norm", "o_norm"),
         (r"emb_rel_[kv]", "relative_key"),
-        (r"time_decay|time_first|time_maa_.*|time_mix_.*", "time_decay"),
+        (r"time_decay|time_first|time_faaaa", "time_decay"),
+        (r"time_maa_.*|time_mix_.*", "time_mix"),
         (r"A_log", "a_log"),
         (r"x_proj", "ssm_x"),
         (r"dt_proj|dt_bias|dt", "ssm_dt"),

@@ -6,9 +6,11 @@ a positional term inside the product, a convolution or an unknown norm gain leav
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from attncli.layout import families
 from attncli.layout.geometry import Geometry
@@ -26,10 +28,17 @@ class Surroundings(NamedTuple):
     tensors: Mapping[str, Tensor]
     model_type: str
     is_gguf: bool
+    settings: Mapping[str, Any]
+    sorted_names: Sequence[str]
 
     @property
     def plus_one(self) -> bool:
         return not self.is_gguf and families.gain_is_one_plus_weight(self.model_type) is True
+
+    @property
+    def structure_known(self) -> bool:
+        """Whether it is known for certain which norm feeds the projections: a proof must not rest on a name."""
+        return self.is_gguf or self.model_type in families.NORM_BEFORE_ATTENTION
 
     @property
     def gain_known(self) -> bool:
@@ -55,9 +64,12 @@ def score_terms(
         return ()
     if not heads.heads or not heads.head_dim or not heads.kv_heads:
         return ()
+    rotary = families.rotary_factor(around.settings)
+    if rotary is None or _holds_more_than_is_known(site, around):
+        return ()
     before = _input_norm(site, around)
     if heads.layout == "mla":
-        return _mla_terms(site, heads, around, before)
+        return _mla_terms(site, heads, around, before, rotary)
     key_before = _memory_norm(site, around) if kind == "cross" else before
     query, key = rows.get("q"), rows.get("k")
     if query is None or key is None:
@@ -66,15 +78,28 @@ def score_terms(
     after_k, starts_k, sure_k = _after(site, "k_norm", heads, key, around)
     if not (sure_q and sure_k):
         return ()
-    return (
-        ScoreTerm(ScoreSide(query, before, after_q, starts_q), ScoreSide(key, key_before, after_k, starts_k)),
-    )
+    left = ScoreSide(query, before, after_q, starts_q)
+    return (ScoreTerm(left, ScoreSide(key, key_before, after_k, starts_k), rotary),)
+
+
+def _holds_more_than_is_known(site: Site, around: Surroundings) -> bool:
+    """Whether the attention holds tensors whose part in q·k is not known: a norm per head, a convolution."""
+    known = {tensor.name for tensor in site.roles.values()}
+    prefix = f"{site.path}.attn_" if around.is_gguf and not site.path.endswith("attn") else f"{site.path}."
+    names = around.sorted_names
+    first = bisect.bisect_left(names, prefix)
+    for name in itertools.takewhile(lambda name: name.startswith(prefix), names[first:]):
+        if name not in known and not _HARMLESS.search(name):
+            return True
+    return False
 
 
 # --- latent attention ----------------------------------------------------------------------------------
 
 
-def _mla_terms(site: Site, heads: Heads, around: Surroundings, before: Norm | None) -> tuple[ScoreTerm, ...]:
+def _mla_terms(
+    site: Site, heads: Heads, around: Surroundings, before: Norm | None, factor: float
+) -> tuple[ScoreTerm, ...]:
     """Content part over the two latents, rotary part over the query latent and the input."""
     roles = site.roles
     if "kv_b" not in roles or "kv_a" not in roles or heads.gate or not heads.heads or not heads.head_dim:
@@ -103,6 +128,7 @@ def _mla_terms(site: Site, heads: Heads, around: Surroundings, before: Norm | No
     rotary = ScoreTerm(
         ScoreSide(HeadRows(q_name, tuple(h * d + nope for h in range(count)), rope), q_norm),
         ScoreSide(HeadRows(roles["kv_a"].name, (rank,) * count, rope), before),
+        factor,
     )
     return content, rotary
 
@@ -139,11 +165,11 @@ def _after(
     if tensor is None:
         return None, (), True
     norm = _norm(around, tensor.name) if len(tensor.shape) == 1 else None
-    if len(tensor.shape) == 2 and tensor.shape[1] == d and around.gain_known:
+    if len(tensor.shape) == 2 and tensor.shape[1] == d and around.structure_known:
         norm = Norm("rms", tensor.name, None, around.plus_one, d)
         first = [start // heads.head_dim * d if heads.head_dim else 0 for start in rows.starts]
         return norm, tuple(min(start, (tensor.shape[0] - 1) * d) for start in first), True
-    if norm is None:
+    if norm is None or not around.structure_known:
         return None, (), False
     if norm.size == d:
         return norm, (0,) * count, True
@@ -167,12 +193,14 @@ def _input_norm(site: Site, around: Surroundings) -> Norm | None:
     for leaf, fits, needs_final in _PRE_NORMS:
         for param in ("weight", "scale", "gamma"):
             name = f"{dot}{leaf}.{param}"
-            if (
-                name in tensors
-                and re.search(fits, tail)
-                and (not needs_final or _has_final_norm(block, tensors))
-            ):
+            if name not in tensors or not re.search(fits, tail):
+                continue
+            final = needs_final and _has_final_norm(block, tensors)
+            # Without a family, only a stack that closes with a norm of its own shows that it is pre-norm.
+            if (around.structure_known and (final or not needs_final)) or (final and not around.model_type):
                 return _norm(around, name)
+    if not around.structure_known:
+        return None
     return _previous_block_norm(site, block, around)
 
 
@@ -234,6 +262,11 @@ def _has_final_norm(block: str, tensors: Mapping[str, Tensor]) -> bool:
 
 # --- tables -------------------------------------------------------------------------------------------
 
+# Buffers, and what acts on values or output alone.
+_HARMLESS = re.compile(
+    r"inv_freq|rotary|masked_bias|attn\.bias$|causal_mask|relative_position|\.(o_proj|out_proj|dense|proj|c_proj|wo)\."
+    r"|attn_output|attn_norm\.(weight|bias)$|LayerNorm\.(weight|bias)$|g_idx$"
+)
 # Families that multiply q or k again between norm and product, or that normalise without a weight to see.
 _SCALED_BEHIND_THE_NORM = frozenset(
     {"falcon_h1", "muse", "llama4", "llama4_text", "reformer", "longcat_flash", "timesfm", "timesfm2_5"}

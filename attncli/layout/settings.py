@@ -132,8 +132,15 @@ def _settings(node: _Node, path: str, index: int | None) -> Settings | None:
     keys: dict[str, str] = {"per_layer": "per_layer_config"} if raw is not node.raw else {}
     heads = _pick(raw, _heads_keys(raw, path), path, index, keys, "heads")
     heads = heads or _heads_by_other_means(raw, path, keys)
+    ratio = _whole(raw.get("head_ratio"))
+    if heads and ratio and ratio > 1:  # ConvBERT gives some of its heads to convolutions
+        heads = tuple(max(1, count // ratio) for count in heads)
     kv = _implied_kv(raw, heads, index, keys) if heads else ()
-    kv = kv or _pick(raw, _cross_first(_KV_HEADS, path), path, index, keys, "kv_heads")
+    # Without multi-query attention the count that stands beside it is an unused default.
+    unused = raw.get("multi_query") is False and not raw.get("new_decoder_architecture")
+    kv = (
+        kv or () if unused else kv or _pick(raw, _cross_first(_KV_HEADS, path), path, index, keys, "kv_heads")
+    )
     if not heads and not kv:
         return None
     return Settings(

@@ -44,6 +44,44 @@ def _heads_mismatch(rule: Rule, observed: Observed) -> Iterator[Finding]:
                 )
 
 
+def _widths_disagree(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    for layer in observed.layers:
+        for anomaly in layer.anomalies:
+            evidence = dict(anomaly.evidence)
+            if anomaly.kind == "bias-mismatch":
+                shape = "×".join(map(str, evidence["rows"]))
+                message = f"{anomaly.subject}: {evidence['bias']} elements do not fit a weight of {shape}."
+            elif anomaly.kind == "width-mismatch" and evidence["role"] == "v":
+                kv_heads = evidence["kv_heads"]
+                message = (
+                    f"{anomaly.subject}: {evidence['rows']} rows do not divide into {kv_heads} KV heads."
+                )
+            elif anomaly.kind == "width-mismatch":
+                message = (
+                    f"{anomaly.subject}: it reads {evidence['columns']} elements, but {evidence['heads']} heads "
+                    f"of values have {evidence['expected']}."
+                )
+            else:
+                continue
+            yield rule.finding(message, layer=layer.id, evidence=evidence)
+
+
+def _missing_layer(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    stacks: dict[str, list[Layer]] = defaultdict(list)
+    for layer in observed.layers:
+        if layer.index is not None:
+            stacks[layer.stack].append(layer)
+    for stack, layers in stacks.items():
+        indices = {layer.index for layer in layers if layer.index is not None}
+        gaps = sorted(set(range(min(indices), max(indices))) - indices)
+        # Models that alternate attention with something else have many gaps; one alone is a loss.
+        if len(gaps) == 1 and len(indices) >= _SMALLEST_STACK - 1:
+            yield rule.finding(
+                f"{stack.replace('#', str(gaps[0]), 1)}: no attention layer, although its neighbours have one.",
+                evidence={"missing": gaps[0], "layers": len(indices)},
+            )
+
+
 def _option_mismatch(rule: Rule, observed: Observed) -> Iterator[Finding]:
     for layer in observed.layers:
         for anomaly in layer.anomalies:
@@ -237,6 +275,34 @@ LAYOUT_RULES: tuple[Rule, ...] = (
         example="Layer 12 is float32, all others are bfloat16.",
         remedy="Compare that layer with the original checkpoint.",
         check=_unlike_siblings,
+    ),
+    Rule(
+        code="ATT106",
+        name="widths-disagree",
+        severity="error",
+        what="Tensors of one layer do not fit together: a bias and its weight, values and heads, values and output.",
+        why="The layer cannot be run, whatever the rest of the checkpoint looks like.",
+        formula="length of bias = rows; rows of v = KV heads × value head size; columns of o = heads × value head size",
+        threshold="any difference",
+        source="Vaswani et al. 2017 §3.2.2",
+        provenance="derived",
+        example="q_proj has 64 rows and its bias 32 elements.",
+        remedy="Compare the layer with the original checkpoint; it is the trace of a partial conversion or of pruning.",
+        check=_widths_disagree,
+    ),
+    Rule(
+        code="ATT107",
+        name="missing-layer",
+        severity="warning",
+        what="One layer of a stack has no attention, while all its neighbours have it.",
+        why="Lost tensors stay at their random initial values when the rest is loaded without a strict check.",
+        formula="numbers of the layers of one stack",
+        threshold="exactly one number is missing between the first and the last of three or more",
+        source="attncli",
+        provenance="heuristic",
+        example="Layers 0, 2 and 3 have attention, layer 1 has none.",
+        remedy="Look for the layer in the original checkpoint; if it was removed on purpose, ignore this rule.",
+        check=_missing_layer,
     ),
     Rule(
         code="ATT105",

@@ -122,13 +122,14 @@ def _layer_scores(layer: Layer, reader: _Reader) -> list[tuple[float, float | No
         _check_heads(term, heads)
         query, key = _side(term.query, reader), _side(term.key, reader)
         # 0 · inf: a side that is zero keeps the score zero, whatever the other may become.
-        product = query.norms[query.place] * key.norms[key.place]
+        product = term.factor * query.norms[query.place] * key.norms[key.place]
         bound += torch.where((query.norms[query.place] == 0) | (key.norms[key.place] == 0), 0.0, product)
         for head in range(heads):
             i, j = query.place[head], key.place[head]
             c_q, c_k, b_q, b_k = query.covariances[i], key.covariances[j], query.means[i], key.means[j]
-            variance[head] += (c_q * c_k).sum() + b_k @ c_q @ b_k + b_q @ c_k @ b_q
-            mean[head] += b_q @ b_k
+            spread = (c_q * c_k).sum() + b_k @ c_q @ b_k + b_q @ c_k @ b_q
+            variance[head] += term.factor**2 * spread
+            mean[head] += term.factor * (b_q @ b_k)
     typical = (variance + mean.square()).sqrt().tolist()
     # NaN weights: nothing is proven, so the bound is infinite.
     bounds = torch.nan_to_num(bound, nan=math.inf, posinf=math.inf).tolist()
