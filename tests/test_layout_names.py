@@ -159,3 +159,32 @@ def test_values_that_are_the_keys_in_every_layer_are_a_design() -> None:
 def test_a_config_in_capitals_is_read() -> None:
     (layer, *_) = with_config(LLAMA, {"HEADS": 4, "LAYERS": 4})
     assert (layer.heads, layer.evidence["heads"]) == (4, "config")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "subject"),
+    [
+        ("q_proj.bias", (16,), "model.layers.1.self_attn.q_proj.bias"),
+        ("v_proj.weight", (33, 32), "model.layers.1.self_attn.v_proj.weight"),
+        ("o_proj.weight", (32, 48), "model.layers.1.self_attn.o_proj.weight"),
+    ],
+)
+def test_tensors_of_one_layer_that_cannot_work_together_are_named(
+    name: str, shape: tuple[int, ...], subject: str
+) -> None:
+    config = {"num_attention_heads": 4}
+    assert all(layer.anomalies == () for layer in with_config(LLAMA, config))
+    broken = {**LLAMA, f"model.layers.1.self_attn.{name}": shape}
+    layers = with_config(broken, config)
+    assert [anomaly.subject for anomaly in layers[1].anomalies] == [subject]
+    assert layers[0].anomalies == layers[2].anomalies == ()
+
+
+def test_an_output_that_also_reads_something_unknown_is_no_defect() -> None:
+    shapes = {f"encoder.layer.0.attention.self.{leaf}.weight": (16, 32) for leaf in ("query", "key", "value")}
+    shapes |= {
+        "encoder.layer.0.attention.self.conv_out_layer.weight": (16, 32),
+        "encoder.layer.0.attention.output.dense.weight": (32, 32),
+    }
+    (layer,) = with_config(shapes, {"num_attention_heads": 4, "hidden_size": 32})
+    assert (layer.heads, layer.anomalies) == (4, ())

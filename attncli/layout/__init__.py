@@ -13,7 +13,7 @@ from attncli.layout.headlists import joined_heads
 from attncli.layout.heads import Heads, Options, resolve
 from attncli.layout.names import Site, attention_sites, layer_index, template
 from attncli.layout.rows import head_rows
-from attncli.layout.scores import Surroundings, score_terms
+from attncli.layout.scores import Surroundings, holds_more_than_is_known, score_terms
 from attncli.layout.settings import SettingsReader
 from attncli.records import Anomaly, Config, Evidence, Layer, LayerTensor, Tensor
 
@@ -93,7 +93,9 @@ def _layer(
     scale, evidence["scale"] = _scale(site, model_type, raw, heads, index, is_gguf)
     rows = head_rows(site, shape, heads, model_type)
     around = Surroundings(tensors, model_type, is_gguf, raw, names)
-    anomalies = [*heads.anomalies, *_layout_anomalies(site, shape, heads)]
+    anomalies = [*heads.anomalies, *_layout_anomalies(site, heads)]
+    if not holds_more_than_is_known(site, around):
+        anomalies += _width_anomalies(site, shape, heads)
     return Layer(
         id=site.path or ROOT,
         path=site.path,
@@ -280,12 +282,11 @@ def _at(value: Any, index: int | None) -> Any:
     return value
 
 
-def _layout_anomalies(site: Site, shape: Geometry, heads: Heads) -> list[Anomaly]:
+def _layout_anomalies(site: Site, heads: Heads) -> list[Anomaly]:
     found = []
     if heads.layout == "incomplete":
         missing = [role for role in ("q", "k", "v") if role not in site.roles]
         found.append(Anomaly("missing-projection", site.path, {"missing": missing}))
-    found.extend(_width_anomalies(site, shape, heads))
     if heads.heads and heads.kv_heads and heads.heads % heads.kv_heads:
         found.append(
             Anomaly("kv-not-dividing", site.path, {"heads": heads.heads, "kv_heads": heads.kv_heads})
@@ -305,6 +306,8 @@ def _width_anomalies(site: Site, shape: Geometry, heads: Heads) -> list[Anomaly]
             found.append(Anomaly("bias-mismatch", bias.name, evidence))
     if heads.layout != "separate" or not shape.sliceable or not heads.heads or not heads.head_dim:
         return found
+    if any(role.startswith("added_") for role in site.roles):
+        return found  # a second set of projections shares the output
     if heads.v is not None and heads.kv_heads and heads.v % heads.kv_heads:
         evidence = {"role": "v", "rows": heads.v, "kv_heads": heads.kv_heads}
         found.append(Anomaly("width-mismatch", site.roles["v"].name, evidence))

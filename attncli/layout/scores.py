@@ -65,7 +65,7 @@ def score_terms(
     if not heads.heads or not heads.head_dim or not heads.kv_heads:
         return ()
     rotary = families.rotary_factor(around.settings)
-    if rotary is None or _holds_more_than_is_known(site, around):
+    if rotary is None or holds_more_than_is_known(site, around):
         return ()
     before = _input_norm(site, around)
     if heads.layout == "mla":
@@ -82,7 +82,7 @@ def score_terms(
     return (ScoreTerm(left, ScoreSide(key, key_before, after_k, starts_k), rotary),)
 
 
-def _holds_more_than_is_known(site: Site, around: Surroundings) -> bool:
+def holds_more_than_is_known(site: Site, around: Surroundings) -> bool:
     """Whether the attention holds tensors whose part in q·k is not known: a norm per head, a convolution."""
     known = {tensor.name for tensor in site.roles.values()}
     prefix = f"{site.path}.attn_" if around.is_gguf and not site.path.endswith("attn") else f"{site.path}."
