@@ -832,3 +832,12 @@ def test_no_progress_is_counted_where_nobody_would_see_it(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with progress_bar(quiet) as progress:
         assert progress is None
+
+
+def test_an_empty_path_is_no_folder() -> None:
+    """`attncli inspect "$UNSET"` must not inspect the folder a script happens to stand in."""
+    done = subprocess.run(
+        [sys.executable, "-m", "attncli", "inspect", ""], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the path is empty." in done.stderr

@@ -188,3 +188,32 @@ def test_an_output_that_also_reads_something_unknown_is_no_defect() -> None:
     }
     (layer,) = with_config(shapes, {"num_attention_heads": 4, "hidden_size": 32})
     assert (layer.heads, layer.anomalies) == (4, ())
+
+
+def test_self_and_cross_attention_flat_in_one_decoder_layer_are_two_layers() -> None:
+    names = (
+        "sa_qcontent_proj",
+        "sa_qpos_proj",
+        "sa_kcontent_proj",
+        "sa_kpos_proj",
+        "sa_v_proj",
+        "self_attn.out_proj",
+    )
+    names += (
+        *tuple(name.replace("sa_", "ca_") for name in names[:5]),
+        "ca_qpos_sine_proj",
+        "cross_attn.out_proj",
+    )
+    shapes = {f"transformer.decoder.layers.0.{name}.weight": (32, 32) for name in names}
+    layers = with_config(shapes, {"num_attention_heads": 4, "d_model": 32})
+    assert [(layer.path, layer.kind, layer.heads) for layer in layers] == [
+        ("transformer.decoder.layers.0.ca", "cross", 4),
+        ("transformer.decoder.layers.0.sa", "self", 4),
+    ]
+    for layer, prefix in zip(layers, ("ca", "sa"), strict=True):
+        by_role = {tensor.role: tensor.name.split(".")[-2] for tensor in layer.tensors}
+        assert [by_role[role] for role in "qkv"] == [
+            f"{prefix}_qcontent_proj",
+            f"{prefix}_kcontent_proj",
+            f"{prefix}_v_proj",
+        ]

@@ -12,7 +12,7 @@ from attncli.cli import output as out
 
 def inspect(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A checkpoint file, or a model folder.", show_default=False)
+        str, typer.Argument(help="A checkpoint file, or a model folder.", show_default=False)
     ],
     values: Annotated[
         bool,
@@ -57,7 +57,7 @@ def inspect(
     from attncli import api
 
     choice = out.choice(select, ignore, baseline)
-    out.check_target(output, checkpoint)
+    out.check_target(output, Path(checkpoint))
     with out.progress_bar(quiet) as progress:
         report = api.inspect(
             checkpoint,

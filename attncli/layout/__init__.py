@@ -332,7 +332,7 @@ def describe(layout: str) -> str:
 _CROSS = re.compile(
     r"cross_?attn|cross_?attention|crossattention|encoder_attn|EncDecAttention|inter_attention|encoder_decoder_attention"
     r"|(^|\.)encoder_att(ention)?(\.|$)|src_attn|visual_attention|context_attn|cross_attn_image|encdec_attn|enc_dec_attn"
-    r"|attn_[a-z]+_to_[a-z]+",
+    r"|attn_[a-z]+_to_[a-z]+|(^|\.)ca(\.|$|_)",
 )
 _INTERLEAVED_GGUF = frozenset(
     {

@@ -95,7 +95,8 @@ _STYLES = (
     ("Query", "Key", "Value", "Output"),
 )
 _QKV_TOKEN = re.compile(
-    r"(?:(?:^|(?<=_))[wW]?|(?<=[a-z]))(?P<token>quer(?:y|ies)|keys?|values?|outputs?|Query|Key|Value|Output|(?<![A-Za-z])[qkvoQKVO]|(?<=^w)[qkvo]|(?<=_w)[qkvo]|(?<=^W)[qkvo])(?=_|$|\d*$)"
+    r"(?:(?:^|(?<=_))[wW]?|(?<=[a-z]))(?P<token>quer(?:y|ies)|keys?|values?|outputs?|Query|Key|Value|Output"
+    r"|(?<![A-Za-z])[qkvoQKVO]|(?<=^w)[qkvo]|(?<=_w)[qkvo]|(?<=^W)[qkvo])(?=_|content_|pos_|$|\d*$)"
 )
 _FUSED_TOKENS = (
     ("(?:g?qkv|QKV|query_key_value|queries_keys_values)", "qkv"),
@@ -107,7 +108,10 @@ _BARE_OUTPUTS = frozenset({"proj", "out", "output", "out_proj", "o_proj", "o", "
 # A flat name that counts its layers: `layer0_q_proj`.
 _NUMBERED = re.compile(r"[A-Za-z_]*\d+_(?=[A-Za-z])")
 # A flat name that itself names an attention: `cross_attn_q`, `attn_q`, `self_attn_query_content_proj`.
-_NAMES_AN_ATTENTION = re.compile(r"(?:[a-z]+_)*?(?:cross|self|enc|dec)?_?att(?:n|ention)?_(?=.)")
+# `sa_`/`ca_` are the DETR family's self- and cross-attention.
+_NAMES_AN_ATTENTION = re.compile(
+    r"(?:[a-z]+_)*?(?:cross|self|enc|dec)?_?att(?:n|ention)?_(?=.)|[sc]a_(?=[qkv])"
+)
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), role)
     for pattern, role in (

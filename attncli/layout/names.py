@@ -148,9 +148,11 @@ def _groups(
     if q and q[0].leaf.startswith("linears.") and not re.search(r"att(n|ention)|mha", container.lower()):
         return []
     if q and k and v:
-        query = _primary(q)
-        key = next((m for m in k if m.spelling == query.spelling), k[0])
-        return [{"q": query, "k": key, "v": _primary(v)}]
+        return [
+            group
+            for prefix in dict.fromkeys(prefix_of(m.leaf) for m in q)
+            if (group := _mixed(prefix, q, k, v))
+        ]
     if q and kv:
         return [{"q": _primary(q), "kv": kv[0]}]
     if qk and v:
@@ -178,11 +180,26 @@ def _groups(
     return []
 
 
+def _mixed(
+    prefix: str, q: Sequence[_Member], k: Sequence[_Member], v: Sequence[_Member]
+) -> dict[str, _Member] | None:
+    """q, k and v of one prefix whose spellings differ (content and position apart, one stream's own keys)."""
+    ours = [
+        [m for m in found if prefix_of(m.leaf) == prefix] or ([] if prefix else list(found))
+        for found in (q, k, v)
+    ]
+    if not all(ours):
+        return None
+    query = _primary(ours[0])
+    key = next((m for m in ours[1] if m.spelling == query.spelling), ours[1][0])
+    return {"q": query, "k": key, "v": _primary(ours[2])}
+
+
 def _primary(members: Sequence[_Member]) -> _Member:
     return min(
         members,
         key=lambda m: (
-            "content" not in m.leaf and "_pos" in m.leaf,
+            "content" not in m.leaf and "pos_" in m.leaf,
             bool(_EXTRA_SET.search(m.leaf)),
             len(m.leaf),
         ),
