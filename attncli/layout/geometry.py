@@ -62,7 +62,7 @@ def geometry(site: Site) -> Geometry:
         k_in=key_side.columns if key_side else None,
         o_in=output.columns if output else None,
         fused=fused.rows if fused else None,
-        out_axis=(fused or lead).out_axis if (fused or lead) else 0,  # type: ignore[union-attr]
+        out_axis=next((m.out_axis for m in (fused, lead) if m is not None), 0),
         sliceable=all(m.sliceable for role, m in matrices.items() if role != "o"),
         heads_hint=heads_hint,
         head_dim_hint=head_dim_hint,
