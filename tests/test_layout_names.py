@@ -217,3 +217,18 @@ def test_self_and_cross_attention_flat_in_one_decoder_layer_are_two_layers() -> 
             f"{prefix}_kcontent_proj",
             f"{prefix}_v_proj",
         ]
+
+
+def test_two_streams_that_attend_to_each_other_are_cross_attention_of_unknown_width() -> None:
+    names = (
+        "vision_proj",
+        "text_proj",
+        "values_vision_proj",
+        "values_text_proj",
+        "out_vision_proj",
+        "out_text_proj",
+    )
+    shapes = {f"fusion.attn.{name}.weight": (64, 32) for name in names}
+    (layer,) = with_config(shapes, {"num_attention_heads": 4, "hidden_size": 32})
+    assert (layer.kind, layer.layout, layer.heads) == ("cross", "separate", None)
+    assert {"q", "k", "v", "o", "added_v", "added_o"} <= {tensor.role for tensor in layer.tensors}

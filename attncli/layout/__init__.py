@@ -155,9 +155,7 @@ def _kind(
         return "cross", "name"
     if any(f"{parent}.{query}" in tensors for query in ("probe", "latent", "latents")):
         return "cross", "name"  # a learned query that pools what the keys come from
-    if "q_learned" in site.roles or "learned_q" in site.roles or "bi" in site.roles:
-        return "cross", "name"
-    if site.roles.get("q") is not None and site.roles["q"].name.endswith("vision_proj.weight"):
+    if site.two_streams or "q_learned" in site.roles or "learned_q" in site.roles:
         return "cross", "name"
     if shape.q_in and shape.k_in and shape.q_in != shape.k_in and not {"q_b", "kv_a"} & set(site.roles):
         return "cross", "shape"
@@ -320,11 +318,6 @@ def _width_anomalies(site: Site, shape: Geometry, heads: Heads) -> list[Anomaly]
 
 def _natural(path: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path) if part]
-
-
-def describe(layout: str) -> str:
-    """One line a person can read: what lies where in the tensor."""
-    return LAYOUTS[layout]
 
 
 # --- tables -------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def _resolve_plain(
         _from_options_only(found, options)
         return
     query = site.roles["q"].name if "q" in site.roles else ""
-    if query.endswith("vision_proj.weight"):
+    if site.two_streams:
         _from_options_only(found, options)  # two streams meet at a width of their own, which no config names
         return
     if "experts" in query:
@@ -105,15 +105,6 @@ def _resolve_plain(
         _from_shapes(width, shape, found)
         _from_options(width, found, options)
     _check_hints(site, shape, found)
-    if (
-        found.head_dim
-        and found.heads
-        and not found.gate
-        and shape.o_in
-        and found.q == 2 * shape.o_in
-        and found.heads * found.head_dim * 2 == found.q
-    ):
-        found.gate = True
     _resolve_kv(found, options)
     if found.v and found.kv_heads and found.layout != "k-eq-v":
         found.v_head_dim = found.v // found.kv_heads
@@ -230,8 +221,6 @@ def _from_shapes(width: int, shape: Geometry, found: Heads) -> None:
             found.heads = found.head_dim = None
             found.evidence.pop("heads")
             found.evidence.pop("head_dim")
-    elif found.k and width % found.k == 0 and found.k < width and dim is None:
-        return
 
 
 def _from_options(width: int, found: Heads, options: Options) -> None:
@@ -306,10 +295,6 @@ def _resolve_kv(found: Heads, options: Options) -> None:
         claimed = _first(found.settings.kv_heads) if found.settings else None
         if claimed:
             found.kv_heads, found.evidence["kv_heads"] = claimed, "config"
-        elif (
-            found.settings and found.evidence.get("heads") == "config" and found.layout not in ("kv-shared",)
-        ):
-            found.kv_heads = None
         return
     rows = found.k if found.k is not None else found.v
     assert rows is not None

@@ -24,7 +24,8 @@ class Site(NamedTuple):
 
     `container`: the module that holds the projections. `path`: the common prefix of projections and output.
     `spelling`: how q is spelled there ("{q}_proj"), or the fused leaf ("c_attn").
-    `mechanism`: "softmax" | "linear-attention" | "ssm" | "deformable".
+    `mechanism`: "softmax" | "linear-attention" | "ssm" | "deformable". `two_streams`: each of two inputs
+    attends to the other.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Site(NamedTuple):
     spelling: str
     roles: Mapping[str, Tensor]
     mechanism: str = "softmax"
+    two_streams: bool = False
 
 
 @dataclass(slots=True)
@@ -103,7 +105,7 @@ def _sites_in(
         return [_other_mechanism(container, mechanism, members)]
     irregular = _irregular(weights)
     if irregular:
-        return [_build(container, irregular, members, containers)]
+        return [_build(container, irregular, members, containers)._replace(two_streams=True)]
     if _is_mla(weights):
         chosen = {role: weights[role][0] for role in _MLA_ROLES if weights.get(role)}
         if weights.get("q") and "q_b" not in chosen:
@@ -427,7 +429,7 @@ def _with_unique_paths(sites: list[Site]) -> list[Site]:
             unique = f"{path}#{number}"
             number += 1
         taken.add(unique)
-        out.append(Site(unique, site.container, site.spelling, site.roles, site.mechanism))
+        out.append(site._replace(path=unique))
     return out
 
 
