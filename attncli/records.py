@@ -1,7 +1,7 @@
 """Frozen facts that cross the borders between rooms. Standard library only; no tensor ever enters a record.
 
 Top to bottom, in the order in which they arise: what lies in the files (`Array`, `Tensor`, `Checkpoint`),
-what attention it makes (`Layer`), what was measured on it (`Measurement`), what is judged of it
+what attention it makes (`Layer`), what ran (`Call`), what was measured on it (`Measurement`), what is judged of it
 (`Finding`), and the whole answer (`Report`). Shapes are in elements, sizes in bytes.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Severity = Literal["note", "warning", "error"]
@@ -225,6 +225,67 @@ class Layer:
     index: int | None = None
 
 
+# --- what ran -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One attention call of one forward pass, as the dataflow shows it. None is "not recovered".
+
+    `layer`: the id of its `Layer`; `module`: the path of the innermost module it ran in ("" for a free
+    function). `index` counts calls in the order in which they ran. `kernel`: "softmax" for scores that the
+    model's own code made, otherwise the fused kernel ("flash (CPU)", "efficient (CUDA)", "flex_attention").
+    `normaliser`: "softmax", "softmax by hand", "softmax plus one", "sigmoid", "relu", "other".
+    `scale`: the product of all scalar factors on q·k between the projections and the normaliser;
+    `factors` says where each stood: "query", "key" (before the product), "scores" (after it), "kernel".
+    `stored`: what the product writes to memory in `scores_dtype`: "raw" q·k, "scaled" q·k, or "nothing" (fused).
+    `mask_kind`: "none", "causal", "sliding window", "padding", "other", joined by " + ", with "bias" for a
+    finite additive one. `causal_offset`: key j is visible to query i where j ≤ i + offset + (S − T): 0 is
+    right, −1 hides the diagonal, 1 shows one future key; None where the mask is not causal.
+    `softmax_axis`: what the normaliser sums over: "keys" is right; "queries" and "channels" are not keys.
+    `query_sources`, `key_sources`, `value_sources`: the inputs ("input NAME") and earlier calls ("call N")
+    that the values of each come from.
+    `explained`: a sample of rows was recomputed from what was captured and gave what the model got;
+    `difference` is the largest relative difference, `reason` says what did not fit.
+    """
+
+    index: int
+    layer: str
+    module: str
+    kernel: str
+    kind: Literal["self", "cross"] | None
+    normaliser: str
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int | None
+    dtype: str
+    scores_dtype: str
+    stored: Literal["raw", "scaled", "nothing"]
+    scale: float | None
+    factors: Mapping[str, float] = field(default_factory=dict)
+    mask_kind: str | None = None
+    window: int | None = None
+    causal_offset: int | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    dropout: float = 0.0
+    softmax_axis: Literal["keys", "queries", "channels"] = "keys"
+    subtracts_maximum: bool = True
+    masked_after_softmax: bool = False
+    dropout_before_softmax: bool = False
+    query_sources: tuple[str, ...] = ()
+    key_sources: tuple[str, ...] = ()
+    value_sources: tuple[str, ...] = ()
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
+    explained: bool = False
+    difference: float | None = None
+    reason: str = ""
+
+
 # --- what was measured --------------------------------------------------------------------------------
 
 
@@ -268,7 +329,8 @@ class Report:
     """What one command saw, in the shape of the schema `attncli-report/1`.
 
     `looked`: whether there was any attention to look at; layers without softmax (`kind` None) are none.
-    `notes`: sentences for a person, e.g. what was left out.
+    After a forward pass every call must have been explained as well. `run`: what ran, for a command that
+    runs the model; `calls`: its attention calls. `notes`: sentences for a person, e.g. what was left out.
     """
 
     command: str
@@ -280,10 +342,13 @@ class Report:
     origins: tuple[Mapping[str, Any], ...] = ()
     findings: tuple[Finding, ...] = ()
     run: Mapping[str, Any] | None = None
+    calls: tuple[Call, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def looked(self) -> bool:
+        if self.run is not None:
+            return bool(self.calls) and all(call.explained for call in self.calls)
         return any(layer.kind is not None for layer in self.layers)
 
     @property
@@ -326,7 +391,9 @@ class Report:
                 "verdict": self.verdict,
                 "source": self.source,
                 "environment": self.environment,
-                "run": self.run,
+                "run": self.run
+                if self.run is None
+                else {**self.run, "calls": [_row(call, _CALL_KEYS) for call in self.calls]},
                 "layers": layers,
                 "measurements": [_row(row, _MEASUREMENT_KEYS) for row in self.measurements],
                 "origins": list(self.origins),
@@ -364,5 +431,6 @@ def strict_json(value: Any) -> Any:
 # --- the schema's keys, in its order ------------------------------------------------------------------
 
 _TENSOR_KEYS = ("role", "name", "shape", "dtype", "file")
+_CALL_KEYS = tuple(item.name for item in fields(Call))
 _MEASUREMENT_KEYS = ("metric", "layer", "call", "head", "value", "unit", "precision", "low", "high")
 _FINDING_KEYS = ("code", "name", "severity", "layer", "head", "message", "advice", "evidence")

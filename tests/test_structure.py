@@ -21,6 +21,8 @@ FLOORS = {
     "checkpoint": 1,
     "layout": 1,
     "weights": 1,
+    "model": 1,
+    "trace": 1,
     "rules": 1,
     "render": 1,
     "api": 2,
@@ -28,7 +30,13 @@ FLOORS = {
     "__main__": 4,
 }
 # The only modules that may hold tensors. api.py reaches them by name, inside the functions that read values.
-TENSOR_SIDE = ("attncli.checkpoint.values", "attncli.checkpoint.dequantize", "attncli.weights")
+TENSOR_SIDE = (
+    "attncli.checkpoint.values",
+    "attncli.checkpoint.dequantize",
+    "attncli.weights",
+    "attncli.model",
+    "attncli.trace",
+)
 TENSOR_LIBRARIES = {"torch", "numpy", "scipy", "safetensors", "transformers", "gguf", "tensorflow", "jax"}
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
-from attncli.records import Anomaly, Finding, Layer, Measurement, Severity
+from attncli.records import Anomaly, Call, Finding, Layer, Measurement, Severity
 
 
 class Observed(NamedTuple):
-    """Everything a rule may look at. `anomalies`: what the readers stated about files and weights."""
+    """Everything a rule may look at. `anomalies`: what the readers stated about files and weights.
+
+    `calls`: the attention calls of a forward pass; a measurement's `call` is a call's `index`.
+    """
 
     layers: tuple[Layer, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     anomalies: tuple[Anomaly, ...] = ()
+    calls: tuple[Call, ...] = ()
 
 
 class Rule(NamedTuple):
