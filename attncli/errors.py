@@ -29,3 +29,7 @@ class UnsupportedFormatError(CheckpointError):
 
 class UsageError(AttncliError):
     """Options that contradict each other or that do not fit the input."""
+
+
+class ModelError(AttncliError):
+    """A model that cannot be loaded or run, or a batch that cannot be made for it."""
