@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attncli.records import Layer, LayerTensor
+from attncli.render.fitting import fits
 from attncli.render.folds import Fold, relative
 from attncli.render.words import clean, number
 
@@ -34,13 +35,6 @@ def layer_parts(rows: Sequence[Fold], console: Console) -> list[RenderableType]:
         parts.append(Text(clean(fold.label), style="bold"))
         parts.append(_tensor_table([fold], labelled=False))
     return parts
-
-
-def fits(table: Table, console: Console) -> bool:
-    """Whether `table` needs no wrapping on `console`."""
-    if console.width >= 100_000:
-        return True  # measuring is a third of the time of a table with a thousand rows
-    return console.measure(table, options=console.options.update(width=100_000)).maximum <= console.width
 
 
 # --- what a layer is ----------------------------------------------------------------------------------

@@ -8,15 +8,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from attncli.records import Measurement, Report
+from attncli.render.fitting import table_or_lines
 from attncli.render.folds import Fold, folds
-from attncli.render.layers import fits, layer_parts
+from attncli.render.layers import layer_parts
 from attncli.render.words import clean, count, number, percent, size
 
 # Wide enough that no row of any checkpoint wraps where the output is not a terminal.
@@ -40,6 +39,30 @@ def draw(report: Report, console: Console, *, unfolded: bool = False) -> None:
 
 
 def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
+    if report.run is not None:
+        return _run_parts(report, unfolded, console)
+    parts = _checkpoint_parts(report, unfolded, console)
+    return [*parts, *_notes(report.notes), *_findings(report), _verdict(report)]
+
+
+def _run_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
+    from attncli.render import run  # only a forward pass needs its pictures
+
+    return [
+        run.run_heading(report, console.width),
+        *run.run_parts(report, console, unfolded=unfolded),
+        *_notes(run.run_notes(report)),
+        *_findings(report),
+        *run.unobserved(report),
+        run.run_verdict(report, _tally(report)),
+    ]
+
+
+def _notes(notes: Sequence[str]) -> list[RenderableType]:
+    return [Group(*(Text(f"note: {clean(note)}", style="dim") for note in notes))] if notes else []
+
+
+def _checkpoint_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
     rows = [Fold((layer,)) for layer in report.layers] if unfolded else folds(report.layers)
     parts: list[RenderableType] = [_heading(report)]
     if rows:
@@ -50,10 +73,6 @@ def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableT
     values = _value_part(report, unfolded, console)
     if values is not None:
         parts.append(values)
-    if report.notes:
-        parts.append(Group(*(Text(f"note: {clean(note)}", style="dim") for note in report.notes)))
-    parts.extend(_findings(report))
-    parts.append(_verdict(report))
     return parts
 
 
@@ -156,7 +175,7 @@ def _bound_part(report: Report, unfolded: bool, console: Console) -> RenderableT
     title = "What q·k can become before scaling, from the weights alone"
     title += "" if unfolded else ": the worst head of each layer (--layer shows all)"
     columns = ("layer", "head", "largest |q·k|", "typical (RMS)", *_DTYPES)
-    return Group(Text(title, style="bold"), _table_or_lines(columns, rows, console))
+    return Group(Text(title, style="bold"), table_or_lines(columns, rows, console, left=_DTYPES))
 
 
 def _or_zero(value: object) -> float:
@@ -192,38 +211,7 @@ def _value_part(report: Report, unfolded: bool, console: Console) -> RenderableT
         numbers = [number(v.get("absmax")), number(v.get("rms")), percent(v.get("zero_fraction"))]
         rows.append([Text(clean(name)), *map(Text, counts), *map(Text, numbers)])
     columns = ("tensor", "NaN", "Inf", "largest |w|", "RMS", "zeros")
-    return Group(Text(title, style="bold"), _table_or_lines(columns, rows, console))
-
-
-def _table_or_lines(
-    columns: Sequence[str], rows: Sequence[Sequence[Text]], console: Console
-) -> RenderableType:
-    """A name and its numbers a row; where that does not fit, lines: a number is never wrapped or cut."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        left = name == columns[0] or name in _DTYPES
-        table.add_column(name, justify="left" if left else "right")
-    for row in rows:
-        table.add_row(*row)
-    if fits(table, console):
-        return table
-    lines: list[RenderableType] = []
-    for row in rows:
-        facts = [f"{column} {value}" for column, value in zip(columns[1:], row[1:], strict=True)]
-        lines += [row[0], *(Text(f"  {line}") for line in _packed(facts, console.width - 2))]
-    return Group(*lines)
-
-
-def _packed(facts: Sequence[str], width: int) -> list[str]:
-    """As many facts on each line as it holds; none is broken."""
-    lines = [facts[0]]
-    for fact in facts[1:]:
-        joined = f"{lines[-1]} · {fact}"
-        if len(joined) <= width:
-            lines[-1] = joined
-        else:
-            lines.append(fact)
-    return lines
+    return Group(Text(title, style="bold"), table_or_lines(columns, rows, console))
 
 
 # --- tables -------------------------------------------------------------------------------------------
