@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from attncli import __version__
+from attncli.cli.entropy import entropy
 from attncli.cli.help import Command, Group
 from attncli.cli.inspect import inspect
 from attncli.cli.output import show_error, silence_stdout
+from attncli.cli.overflow import overflow
 from attncli.cli.settings import project_defaults
 from attncli.errors import AttncliError, UsageError
 
@@ -90,7 +92,7 @@ def main(
     """The linter and debugger for attention.
 
     Exit codes: 0 looked and found nothing at or above --fail-on; 1 found something; 2 wrong usage or
-    unreadable input; 3 no attention layer could be observed.
+    unreadable input; 3 no attention could be observed, or not all of it.
     """
     commands: dict[str, Any] = getattr(context.command, "commands", {})
     known = {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
@@ -104,3 +106,5 @@ _ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 # --- commands -----------------------------------------------------------------------------------------
 
 app.command("inspect", cls=Command)(inspect)
+app.command("entropy", cls=Command)(entropy)
+app.command("overflow", cls=Command)(overflow)

@@ -76,8 +76,8 @@ def _refuse_unknown(file: Path, where: str, given: Collection[str], known: Colle
 def _value(file: Path, name: str, value: Any) -> Any:
     if name in _LISTS and isinstance(value, str):
         return [value]
-    if name == "baseline" and isinstance(value, str):
-        return str(file.parent / value)  # the file's own neighbour, wherever the command is called
+    if name in _PATHS and isinstance(value, str):
+        return str(file.parent / value)
     return value
 
 
@@ -90,4 +90,6 @@ def _shown(name: str) -> str:
 
 
 _SHARED = frozenset({"fail_on", "select", "ignore", "baseline", "output_format", "quiet"})
-_LISTS = frozenset({"select", "ignore", "layer"})
+_LISTS = frozenset({"select", "ignore", "layer", "text"})
+# Paths in the file are its own neighbours, wherever the command is called.
+_PATHS = frozenset({"baseline", "input", "weights", "offload_folder"})

@@ -1,0 +1,16 @@
+"""`attncli entropy MODEL`."""
+
+from __future__ import annotations
+
+from attncli.cli.model_options import ModelArgument, Reporting, Running, flattened, run_and_report
+
+
+@flattened
+def entropy(model: ModelArgument, running: Running, reporting: Reporting) -> None:
+    """Show how concentrated each attention head is, from one forward pass of the model.
+
+    The entropy of every head in nats and as a share of the largest possible, the heads that lie on one
+    key, on the diagonal or on everything alike, and what is wrong with how the attention is computed. The
+    model runs as it is, on its own kernels. Without --text or --input the batch is random.
+    """
+    run_and_report("entropy", model, running, reporting)

@@ -1,0 +1,248 @@
+"""The options of every command that runs a model: which model, on what, with which batch.
+
+`Running` and `Reporting` name each option once; `flattened` makes them parameters of a command.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from attncli.cli import output as out
+
+
+class Dtype(str, enum.Enum):
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+    float64 = "float64"
+
+
+class Autocast(str, enum.Enum):
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A model folder, a GGUF file, a TorchScript or torch.export program, or your code: "
+        "pkg.module:build, path/to/file.py:build.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Running:
+    """Which layers of which model run on which batch. A field is an option; its name is the setting's."""
+
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            help="Only these layers, with every metric of every head: a path, a glob, or a layer's number. "
+            "Repeatable.",
+        ),
+    ] = None
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--text",
+            help="Run on this text, through the model's tokenizer. Repeatable.",
+            rich_help_panel=_BATCH,
+        ),
+    ] = None
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            help="Run on these inputs: a .pt, .safetensors, .npz or .json file, or file.py:batch.",
+            rich_help_panel=_BATCH,
+        ),
+    ] = None
+    seq_len: Annotated[
+        int | None,
+        typer.Option("--seq-len", min=1, help="Tokens of the synthetic batch.", rich_help_panel=_BATCH),
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Rows of the synthetic batch.", rich_help_panel=_BATCH),
+    ] = None
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the synthetic batch.", rich_help_panel=_BATCH)
+    ] = 0
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="Load this checkpoint into the model that your code builds.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict/--no-strict",
+            help="Whether missing and unexpected keys of --weights are an error.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = True
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run the Python code that lies in the model folder.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = False
+    train_mode: Annotated[
+        bool,
+        typer.Option("--train-mode", help="Run in training mode, with dropout.", rich_help_panel=_MODEL),
+    ] = False
+    device: Annotated[
+        str,
+        typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_MODEL),
+    ] = "auto"
+    dtype: Annotated[
+        Dtype | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="Convert the model: float16, bfloat16, float32 or float64.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    autocast: Annotated[
+        Autocast | None,
+        typer.Option(
+            "--autocast",
+            metavar="DTYPE",
+            help="Run under autocast: float16 or bfloat16.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None
+    device_map: Annotated[
+        str | None,
+        typer.Option(
+            "--device-map", help="Spread a large model over devices and disk: auto.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    offload_folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--offload-folder", help="Where --device-map puts what fits no memory.", rich_help_panel=_MODEL
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """What becomes of the report: the output options of every command."""
+
+    output_format: out.FormatOption = out.Format.table
+    output: out.OutputOption = None
+    fail_on: out.FailOnOption = out.FailOn.error
+    select: out.SelectOption = None
+    ignore: out.IgnoreOption = None
+    baseline: out.BaselineOption = None
+    quiet: out.QuietOption = False
+
+
+def flattened(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with one parameter per field in place of its parameters of type `Running` and `Reporting`."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if hint in (Running, Reporting)}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hint)
+        for name, hint in hints.items()
+        if name != "return" and name not in groups
+    ]
+    for group in groups.values():
+        types = get_type_hints(group, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                item.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=types[item.name],
+                default=inspect.Parameter.empty if item.default is MISSING else item.default,
+            )
+            for item in fields(group)
+        ]
+
+    def flat(**given: Any) -> None:
+        made = {
+            name: group(**{item.name: given.pop(item.name) for item in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    flat.__name__, flat.__doc__ = command.__name__, command.__doc__
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return flat
+
+
+def run_and_report(command: str, model: str, running: Running, reporting: Reporting) -> None:
+    """Runs the model, writes the report and leaves with its exit code.
+
+    What the user's own code prints goes to stderr: stdout carries the report alone.
+    """
+    from attncli import api
+
+    choice = out.choice(reporting.select, reporting.ignore, reporting.baseline)
+    for file in _files(model, running):
+        out.check_target(reporting.output, file)
+    with out.progress_bar(reporting.quiet) as progress, redirect_stdout(sys.stderr):
+        report = api.measure_model(command, model, **_settings(running), progress=progress)
+    code = out.finish(
+        report,
+        choice,
+        output_format=reporting.output_format,
+        output=reporting.output,
+        fail_on=reporting.fail_on,
+        quiet=reporting.quiet,
+        unfolded=bool(running.layer),
+    )
+    raise typer.Exit(code)
+
+
+def _files(model: str, running: Running) -> list[Path]:
+    """What the report must not overwrite: the model, its weights and its inputs."""
+    named = [model, running.input or "", str(running.weights or "")]
+    return [Path(part) for name in named for part in (name, name.rpartition(":")[0]) if part]
+
+
+def _settings(running: Running) -> dict[str, Any]:
+    """The options in the words of the API."""
+    return {
+        "text": tuple(running.text or ()),
+        "input": running.input,
+        "seq_len": running.seq_len,
+        "batch_size": running.batch_size,
+        "seed": running.seed,
+        "device": running.device,
+        "dtype": running.dtype and running.dtype.value,
+        "autocast": running.autocast and running.autocast.value,
+        "layers": tuple(running.layer or ()),
+        "train_mode": running.train_mode,
+        "weights": running.weights and str(running.weights),
+        "strict": running.strict,
+        "trust_remote_code": running.trust_remote_code,
+        "device_map": running.device_map,
+        "offload_folder": running.offload_folder and str(running.offload_folder),
+    }
+
+
+# --- panels of the help -------------------------------------------------------------------------------
+
+_MODEL, _BATCH = "Model", "Batch"
