@@ -85,7 +85,8 @@ def _load_file(path: Path, options: ModelOptions, progress: Progress | None) -> 
         problem = "this is a zip archive that is cut short or damaged."
         raise ModelError(str(path), problem, "Download or copy it again.")
     if kind == "unknown":
-        begins = path.open("rb").read(8)
+        with path.open("rb") as file:
+            begins = file.read(8)
         problem = f"the file begins with {begins!r}, which is no known kind of model."
     raise ModelError(str(path), problem, _bare(str(path)))
 

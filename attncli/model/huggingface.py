@@ -192,7 +192,7 @@ def _config(transformers: Any, folder: Path, settings: Mapping[str, Any], option
         settings.get("auto_map") and options.trust_remote_code
     ):
         # By its type alone: AutoConfig would otherwise guess a missing type from the folder's name.
-        return transformers.CONFIG_MAPPING[model_type].from_dict(dict(settings), name_or_path=str(folder))
+        return transformers.CONFIG_MAPPING[model_type].from_pretrained(str(folder), local_files_only=True)
     return transformers.AutoConfig.from_pretrained(
         str(folder), local_files_only=True, trust_remote_code=options.trust_remote_code
     )

@@ -25,7 +25,7 @@ class Found(NamedTuple):
 
 def read_by(module: Any, item: Parameter, draw: Draw, batch: int, length: int) -> Found | None:
     """The argument as the layers want it that read it; None where the code does not show one."""
-    own = type(module).__module__.startswith("torch.nn")
+    own = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
     found = [Reader(module, item.name)] if own else readers(module, item.name)
     for reader in found:
         value = layer_input(module, reader, draw, batch, length)

@@ -89,6 +89,8 @@ def readers(module: Any, name: str) -> list[Reader]:
     """The innermost layers known to read the argument `name`, in the order of the code; [] where unknown."""
     if isinstance(module, torch.jit.ScriptModule):
         return list(_graph_readers(module, name))
+    if isinstance(module, nn.Sequential):
+        return list(_inner(module, 0, 0))
     return list(_source_readers(module, name, depth=0))
 
 
