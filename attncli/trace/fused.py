@@ -1,0 +1,416 @@
+"""Scores of a fused call, tile by tile: scale·q·k, capped, biased and masked as the kernel did it.
+
+Also the extremes of q·k over all pairs, hidden ones too, since a product overflows before any mask. This file
+must not know what is made of the scores.
+
+Suffixes: B batch, H query heads, K key-value heads, G query heads of one kv head, T queries, S keys, D head size, V
+value size, N batch times kv heads, C the columns of one tile, R chosen rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attncli.trace.masks import RowFacts, first_position, interval_facts, mask_facts, visibility
+from attncli.trace.tiles import SAFE, Edge, Sums, Tile, big, hide, tile_elements, wide
+
+if TYPE_CHECKING:
+    from attncli.trace.statistics import FusedCall
+
+
+class FusedScores:
+    """The scores of one call. `order_BS`: which key each column is; None: column j is key j."""
+
+    def __init__(self, call: FusedCall) -> None:
+        batch, heads, queries, _ = call.q_BHTD.shape
+        kv_heads, keys = call.k_BKSD.shape[1:3]
+        self.shape = (batch, heads, queries, keys)
+        self.group = heads // max(1, kv_heads)
+        self.call = call
+        self.device = call.q_BHTD.device
+        self.elements = tile_elements(self.device)
+        self.mask = _Mask(call, self.shape)
+        self.has_bias = self.mask.has_bias
+        self.visibility = visibility(self.mask.facts(), batch, queries, keys)
+        self.explicit = self.visibility.low_BT is None
+        if self.visibility.order_BS is not None and self.mask.changes_scores:
+            # Biases and score functions know keys by their places.
+            self.explicit = True
+        self.order_BS = None if self.explicit else _for_all(self.visibility.order_BS, batch)
+        self.position = first_position(self.visibility.causal_offset, queries, keys)
+        self.dtype, self.bound, self.finite = _precision(call)
+        self.factor = call.scale
+        # A power of ten beyond these and scaled q would lose digits, or the scale divides by zero below.
+        self.scales_queries = math.isfinite(call.scale) and 1e-20 < abs(call.scale) < 1e20
+        self.plain = self.finite and not (
+            self.explicit or self.mask.changes_scores or call.soft_cap or not self.scales_queries
+        )
+        self.bounded = self.plain and call.sinks_H is None and self.bound < SAFE
+        self.saturated_H = torch.zeros(
+            heads, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
+        )
+        self._hidden_BH = torch.zeros(batch, heads, dtype=self.dtype, device=self.device)
+        self._room = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._chunk_key: tuple[int, ...] = ()
+        self._ranges: dict[tuple[int | None, ...], tuple[int, int, int, int]] = {}
+        self._read_intervals()
+
+    def tile(self, b: slice, h: slice, t: slice, *, counting: bool = False) -> Tile:
+        """Scores of these heads and rows; `counting`: each row comes once, so saturated scores may be counted."""
+        q_NGTD, k_NDS = self._chunk(b, h)
+        chosen_NGTD = q_NGTD[:, :, t]
+        n, g, rows, width = chosen_NGTD.shape
+        keys = self.shape[3]
+        numel = n * g * rows * keys
+        if self._room.numel() < numel:
+            self._room = self._room.new_empty(numel)
+        s_NTS = self._room[:numel].view(n, g * rows, keys)
+        torch.bmm(chosen_NGTD.reshape(n, g * rows, width), k_NDS, out=s_NTS)
+        s_BHTS = s_NTS.view(b.stop - b.start, h.stop - h.start, rows, keys)
+        if not self.plain:
+            self._note_hidden(s_BHTS, b, h)
+            if not self.scales_queries:
+                s_BHTS.mul_(self.factor)
+        if self.explicit:
+            visible_BHTS = self.mask.visible(b, h, t).to(self.dtype)
+            tile = Tile(b, h, t, 0, s_BHTS, [Edge(0, keys, visible_BHTS)], finite=self.finite)
+        else:
+            tile = self._interval_tile(s_BHTS, b, h, t)
+        if self.call.soft_cap:
+            self._cap(tile, self.call.soft_cap, counting)
+        if self.mask.changes_scores:
+            self.mask.add_bias(tile)
+        return tile
+
+    def output(self, tile: Tile, v_BKSV: Tensor) -> Tensor:
+        """softmax(s)·v of a tile, (b, h, t, V) in its dtype; overwrites the tile."""
+        for edge in tile.edges:
+            hide(tile.scores_BHTC[..., edge.start : edge.stop], edge.visible_BHTC, tile.finite)
+        s_BHTC = tile.scores_BHTC
+        columns = s_BHTC.size(-1)
+        if self.call.sinks_H is not None:
+            sink_BHT1 = (
+                self.call.sinks_H[tile.heads].to(self.dtype)[:, None, None].expand(*s_BHTC.shape[:3], 1)
+            )
+            s_BHTC = torch.cat((s_BHTC, sink_BHT1), -1)
+        p_BHTC = torch.softmax(s_BHTC, -1)[..., :columns]
+        kv = self._kv_heads(tile.heads)
+        v_BKCV = self._in_order(v_BKSV.detach()[tile.batch, kv].to(self.dtype), tile.batch)
+        v_BKCV = v_BKCV[:, :, tile.first : tile.first + columns]
+        p_NTC = p_BHTC.reshape(v_BKCV.size(0) * v_BKCV.size(1), -1, columns)
+        out_NTV = torch.bmm(p_NTC, v_BKCV.flatten(0, 1))
+        return out_NTV.view(*p_BHTC.shape[:3], -1)
+
+    def count_padding(self) -> None:
+        """Lets rows at padded positions take part: kernels compute them like all others."""
+        shown = self.visibility
+        self.visibility = dataclasses.replace(shown, counted_BHT=shown.allowed_BHT > 0)
+        self._ranges.clear()
+        self._read_intervals()
+
+    def dot_absmax(self, sums: Sums) -> Tensor:
+        """Largest |q·k| of each head before scale, over all pairs: (H,)."""
+        batch, heads, queries, keys = self.shape
+        if not batch * queries * keys:
+            return wide(torch.zeros(heads, device=self.device))
+        largest_BH = wide(self._hidden_BH)
+        if self.plain:
+            seen_BHT = wide(sums.rows[:2]).abs()
+            # What hides a score is no score.
+            seen_BHT = torch.where(seen_BHT > big(self.dtype) / 2, 0, seen_BHT)
+            largest_BH = torch.maximum(largest_BH, seen_BHT.amax((0, 3)))
+        return largest_BH.amax(0) / (abs(self.factor) if self.scales_queries else 1)
+
+    def column(self, head: int, key: int) -> Tensor:
+        batch, _, queries, _ = self.shape
+        column = torch.tensor([key], device=self.device)
+        return torch.cat([self._logits(b, head, slice(0, queries), column)[None, :, 0] for b in range(batch)])
+
+    def chosen_rows(self, batch: int, head: int, rows_R: Tensor) -> Tensor:
+        return self._logits(batch, head, rows_R, torch.arange(self.shape[3], device=self.device))
+
+    # --- scores ---
+
+    def _interval_tile(self, s_BHTS: Tensor, b: slice, h: slice, t: slice) -> Tile:
+        """The columns that any row sees; those that only some rows see are edges, the rest needs no mask."""
+        start, full_start, full_stop, stop = self._range(b, t)
+        if self.plain:
+            for part in (s_BHTS[..., :full_start], s_BHTS[..., full_stop:]):
+                self._note_hidden(part, b, h)
+        edges = []
+        spans = [(start, full_start), (full_stop, stop)] if full_start < full_stop else [(start, stop)]
+        low_BHT1, high_BHT1 = (
+            bound_BT[b if bound_BT.size(0) > 1 else slice(0, 1), t][:, None, :, None]
+            for bound_BT in (self._low_BT, self._high_BT)
+        )
+        for first, last in spans:
+            if first < last:
+                column_C = torch.arange(first, last, device=self.device)
+                visible_BHTC = (column_C >= low_BHT1) & (column_C < high_BHT1)
+                edges.append(Edge(first - start, last - start, visible_BHTC.to(self.dtype)))
+        return Tile(b, h, t, start, s_BHTS[..., start:stop], edges, self.finite, self.bounded)
+
+    def _cap(self, tile: Tile, cap: float, counting: bool) -> None:
+        s_BHTC = tile.scores_BHTC
+        if counting:
+            over_BHTC = (s_BHTC.abs() > cap).to(self.dtype)
+            for edge in tile.edges:
+                over_BHTC[..., edge.start : edge.stop].mul_(edge.visible_BHTC)
+            counted_BHT = self.visibility.counted_BHT.expand(self.shape[:3])[
+                tile.batch, tile.heads, tile.rows
+            ]
+            over_BHT = torch.where(counted_BHT, over_BHTC.sum(-1), 0)
+            self.saturated_H[tile.heads] += wide(over_BHT).sum((0, 2))
+        s_BHTC.div_(cap).tanh_().mul_(cap)
+
+    def _note_hidden(self, s_BHTC: Tensor, b: slice, h: slice) -> None:
+        if s_BHTC.size(-1):
+            low_BH, high_BH = s_BHTC.amin((-2, -1)), s_BHTC.amax((-2, -1))
+            largest_BH = self._hidden_BH[b, h]
+            torch.maximum(largest_BH, torch.maximum(high_BH, -low_BH), out=largest_BH)
+
+    def _logits(self, batch: int, head: int, rows: slice | Tensor, columns: Tensor) -> Tensor:
+        """Scores of chosen rows and columns of one head, in float64: (R, C), −Inf where hidden."""
+        call = self.call
+        keys = columns if self.order_BS is None else self.order_BS[batch, columns]
+        q_RD = wide(call.q_BHTD.detach()[batch, head][rows])
+        k_CD = wide(call.k_BKSD.detach()[batch, head // self.group][keys])
+        s_RC = q_RD @ k_CD.T * call.scale
+        if call.soft_cap:
+            s_RC = call.soft_cap * torch.tanh(s_RC / call.soft_cap)
+        b, h = slice(batch, batch + 1), slice(head, head + 1)
+        s_BHRC = self.mask.biased(s_RC[None, None], b, h, rows, keys)
+        return torch.where(self.mask.visible(b, h, rows, keys), s_BHRC, -torch.inf)[0, 0]
+
+    # --- q and k ---
+
+    def _kv_heads(self, h: slice) -> slice:
+        return slice(h.start // self.group, (h.stop - 1) // self.group + 1)
+
+    def _in_order(self, x_BKSD: Tensor, b: slice) -> Tensor:
+        if self.order_BS is None:
+            return x_BKSD
+        return x_BKSD.gather(2, self.order_BS[b, None, :, None].expand(x_BKSD.shape))
+
+    def _chunk(self, b: slice, h: slice) -> tuple[Tensor, Tensor]:
+        """q (N, G, T, D), scaled, and k (N, D, S) of these heads, kept until other heads are asked for."""
+        key = (b.start, b.stop, h.start, h.stop)
+        if key != self._chunk_key:
+            # The old chunk goes first: two of them need not be held.
+            self._kept: tuple[Tensor, Tensor] | None = None
+            k_BKSD = self.call.k_BKSD.detach()[b, self._kv_heads(h)].to(self.dtype)
+            k_NDS = self._in_order(k_BKSD, b).transpose(-1, -2).flatten(0, 1).contiguous()
+            q_BHTD = self.call.q_BHTD.detach()[b, h].to(self.dtype)
+            if self.scales_queries:
+                q_BHTD = q_BHTD * self.factor
+            queries, width = q_BHTD.shape[2:]
+            self._kept = q_BHTD.reshape(k_NDS.size(0), -1, queries, width), k_NDS
+            self._chunk_key = key
+        if self._kept is None:
+            raise RuntimeError("a chunk was dropped and not made again")
+        return self._kept
+
+    # --- intervals ---
+
+    def _read_intervals(self) -> None:
+        """Copies the intervals of the rows that count to the host, in one go."""
+        if self.visibility.low_BT is None or self.visibility.high_BT is None:
+            return
+        keys = self.shape[3]
+        self._low_BT, self._high_BT = self.visibility.low_BT, self.visibility.high_BT
+        counted_BT = self.visibility.counted_BHT[:, 0]
+        host = torch.stack(
+            [
+                torch.where(counted_BT, bound, other)
+                for bound, other in (
+                    (self._low_BT, keys),
+                    (self._low_BT, 0),
+                    (self._high_BT, keys),
+                    (self._high_BT, 0),
+                )
+            ]
+        )
+        self._host_4BT = host.cpu()
+
+    def _range(self, b: slice, t: slice) -> tuple[int, int, int, int]:
+        """First column any row sees, first and one past the last that all see, one past the last any sees."""
+        host_4BT = self._host_4BT
+        some = b if host_4BT.size(1) > 1 else slice(0, 1)
+        key = (some.start, some.stop, t.start, t.stop, t.step)
+        found = self._ranges.get(key)
+        if found is None:
+            part = host_4BT[:, some, t].flatten(1)
+            start, full_stop = part[0].min().item(), part[2].min().item()
+            full_start, stop = part[1].max().item(), part[3].max().item()
+            if start >= stop:  # no row counts, so nothing need be hidden
+                start, full_start, full_stop, stop = 0, 0, self.shape[3], self.shape[3]
+            if full_start >= full_stop:
+                full_start = full_stop = int(start)
+            found = int(start), int(full_start), int(full_stop), int(stop)
+            self._ranges[key] = found
+        return found
+
+
+class _Mask:
+    """Everything between q·k and the softmax that hides keys or adds to scores."""
+
+    def __init__(self, call: FusedCall, shape: tuple[int, int, int, int]) -> None:
+        self.call = call
+        self.shape = shape
+        self.device = call.q_BHTD.device
+        self.mask = None if call.mask is None else _narrowed(call.mask.detach())
+        self.hides = self.mask is not None
+        self.threshold = HIDING
+        self.has_bias = False
+        self._is_bool = self.mask is not None and self.mask.dtype == torch.bool
+        if self.mask is None or not self.mask.numel():
+            self.mask, self.hides, self._is_bool = None, False, False
+        elif self._is_bool:
+            self.hides = not bool(self.mask.all())
+        else:
+            self._judge_floats(self.mask)
+        self.changes_scores = self.has_bias or call.bias is not None
+        self._score_bias = False
+
+    def facts(self) -> RowFacts:
+        batch, heads, queries, keys = self.shape
+        left, right = self._limits()
+        if not math.prod(self.shape) or not (self.hides or self.call.visible or self.call.bias):
+            return interval_facts(queries, keys, left, right, self.device)
+        differing = self.visible(slice(0, batch), slice(0, heads), slice(0, 1)).shape
+        facts = mask_facts(self.visible, differing[0], differing[1], queries, keys, self.device)
+        self.has_bias = self.has_bias or self._score_bias
+        return facts
+
+    def visible(self, b: slice, h: slice, t: slice | Tensor, keys: slice | Tensor = slice(None)) -> Tensor:
+        """True where a key may be attended to, in 4 dimensions of which those that all share are 1."""
+        indices = self._indices(b, h, t, keys)
+        *_, i_T1, j_S = indices
+        left, right = self._limits()
+        seen = (j_S >= 0).view(1, 1, 1, -1)
+        if left is not None:
+            seen = seen & (j_S >= i_T1 - left)
+        if right is not None:
+            seen = seen & (j_S <= i_T1 + right)
+        if self.mask is not None and self.hides:
+            part = _part(self.mask, b, h, t, keys)
+            seen = seen & (part if self._is_bool else ~(part <= self.threshold))
+        if self.call.visible is not None:
+            seen = seen & self.call.visible(*indices)
+        if self.call.bias is not None:
+            bias = self.call.bias(torch.zeros((), device=self.device), *indices)
+            shown = ~(bias <= HIDING)
+            seen = seen & shown
+            self._score_bias = self._score_bias or bool(((bias != 0) & shown).any())
+        return seen
+
+    def biased(self, s: Tensor, b: slice, h: slice, t: slice | Tensor, keys: slice | Tensor) -> Tensor:
+        """`s` with what is added to it; hidden entries get some finite number."""
+        if self.call.bias is not None:
+            s = self.call.bias(s, *self._indices(b, h, t, keys))
+            s = torch.where(s <= HIDING, 0, s)
+        if self.has_bias and self.mask is not None and not self._is_bool:
+            part = _part(self.mask, b, h, t, keys).to(s.dtype)
+            s = s + (torch.where(part <= self.threshold, 0, part) if self.hides else part)
+        return s
+
+    def add_bias(self, tile: Tile) -> None:
+        columns = slice(tile.first, tile.first + tile.scores_BHTC.size(-1))
+        biased = self.biased(tile.scores_BHTC, tile.batch, tile.heads, tile.rows, columns)
+        tile.scores_BHTC.copy_(biased)
+
+    def _judge_floats(self, mask: Tensor) -> None:
+        low, high = torch.stack(torch.aminmax(mask)).tolist()
+        if high == 0 and HIDING < low <= -50 and _count(mask, lambda part: part == low) == _nonzero(mask):
+            # Two values of which one is far below all scores: a mask (−100 in Swin), and no bias.
+            self.threshold = low
+        self.hides = not low > self.threshold
+        if not self.hides:
+            self.has_bias = not (low == high == 0)
+        elif high == 0:
+            self.has_bias = _count(mask, lambda part: part <= self.threshold) != _nonzero(mask)
+        else:
+            self.has_bias = not high <= self.threshold
+
+    def _limits(self) -> tuple[int | None, int | None]:
+        """`left` and `right` of the rule i − left ≤ j ≤ i + right that the call itself states."""
+        offset = self.call.causal_offset
+        left, right = self.call.window or (None, None)
+        lower = None if left is None else left - (offset or 0)
+        upper = None if right is None else right + (offset or 0)
+        if offset is not None:
+            upper = offset if upper is None else min(upper, offset)
+        return lower, upper
+
+    def _indices(
+        self, b: slice, h: slice, t: slice | Tensor, keys: slice | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        sizes = zip(self.shape, (b, h, t, keys), strict=True)
+        b_I, h_I, i_I, j_I = (torch.arange(size, device=self.device)[part] for size, part in sizes)
+        return b_I[:, None, None, None], h_I[None, :, None, None], i_I[:, None], j_I
+
+
+# --- helpers ------------------------------------------------------------------------------------------
+
+
+def _precision(call: FusedCall) -> tuple[torch.dtype, float, bool]:
+    """The dtype to compute in, a bound of |scale·q·k| (Cauchy-Schwarz), and whether q and k are finite."""
+    inputs = (call.q_BHTD, call.k_BKSD)
+    dtypes = (
+        [torch.float64] if any(x.dtype == torch.float64 for x in inputs) else [torch.float32, torch.float64]
+    )
+    if call.q_BHTD.device.type == "mps":
+        dtypes = [torch.float32]
+    bound, dtype = 0.0, dtypes[0]
+    if all(x.numel() for x in inputs):
+        for dtype in dtypes:
+            norms = [float(torch.linalg.vector_norm(x.detach(), dim=-1, dtype=dtype).amax()) for x in inputs]
+            bound = norms[0] * norms[1] * max(1.0, abs(call.scale))
+            if bound < big(dtype) / 100:
+                return dtype, norms[0] * norms[1] * abs(call.scale), True
+    return dtype, bound, bound < big(dtype) / 100
+
+
+def _for_all(order_BS: Tensor | None, batch: int) -> Tensor | None:
+    return None if order_BS is None else order_BS.expand(batch, -1)
+
+
+def _narrowed(mask: Tensor) -> Tensor:
+    """In 4 dimensions, those that are only repeated with size 1."""
+    mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    for axis in range(4):
+        if mask.size(axis) > 1 and mask.stride(axis) == 0:
+            mask = mask.narrow(axis, 0, 1)
+    return mask
+
+
+def _part(mask: Tensor, b: slice, h: slice, t: slice | Tensor, keys: slice | Tensor) -> Tensor:
+    for axis, index in enumerate((b, h, t, keys)):
+        if mask.size(axis) > 1:
+            mask = mask[(slice(None),) * axis + (index,)]
+    return mask
+
+
+def _nonzero(mask: Tensor) -> int:
+    return int(torch.count_nonzero(mask))
+
+
+def _count(mask: Tensor, holds: Callable[[Tensor], Tensor]) -> int:
+    """Entries for which `holds` is true, by pieces: a comparison of the whole would be as large as the mask."""
+    pieces = max(1, (1 << 20) // max(1, mask[0, 0].numel() // max(1, mask.size(2))))
+    return sum(
+        int(torch.count_nonzero(holds(part))) for each in mask.flatten(0, 1) for part in each.split(pieces)
+    )
+
+
+# --- constants ----------------------------------------------------------------------------------------
+
+# An added value this low hides a key: older models add −1e4 or −1e9, newer ones finfo(dtype).min, which is
+# −65,504 or less in every dtype.
+HIDING = -9000.0
