@@ -657,8 +657,9 @@ def test_the_defect_is_found_by_name_and_its_healthy_twin_gives_nothing(case: Ca
         assert finding.layer in {None, *(known.id for known in case.observed.layers)}
 
 
-def test_the_cases_cover_every_rule() -> None:
-    assert {code for case in CASES for code, _, _ in case.expected} == set(BY_CODE)
+def test_the_cases_cover_every_rule_about_checkpoints() -> None:
+    about_checkpoints = {code for code in BY_CODE if code < "ATT4"}
+    assert {code for case in CASES for code, _, _ in case.expected} == about_checkpoints
 
 
 # --- what is no finding -------------------------------------------------------------------------------

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from attncli.records import SEVERITIES, Finding
 from attncli.rules.bounds import BOUND_RULES, overflow_measurements
+from attncli.rules.calls import CALL_RULES
+from attncli.rules.entropy import ENTROPY_RULES
 from attncli.rules.files import FILE_RULES
 from attncli.rules.layouts import LAYOUT_RULES
+from attncli.rules.masks import MASK_RULES
 from attncli.rules.rule import Observed, Rule
+from attncli.rules.scales import SCALE_RULES
+from attncli.rules.scores import SCORE_RULES
 from attncli.rules.values import VALUE_RULES
 
 __all__ = ["RULES", "Observed", "Rule", "judge", "overflow_measurements"]
@@ -18,4 +23,14 @@ def judge(observed: Observed) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity)))
 
 
-RULES: tuple[Rule, ...] = (*FILE_RULES, *LAYOUT_RULES, *VALUE_RULES, *BOUND_RULES)
+RULES: tuple[Rule, ...] = (
+    *FILE_RULES,
+    *LAYOUT_RULES,
+    *VALUE_RULES,
+    *BOUND_RULES,
+    *CALL_RULES,
+    *MASK_RULES,
+    *SCALE_RULES,
+    *SCORE_RULES,
+    *ENTROPY_RULES,
+)
