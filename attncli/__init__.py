@@ -6,13 +6,18 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AttncliError", "Report", "__version__", "inspect"]
+__all__ = ["AttncliError", "Report", "__version__", "inspect", "measure"]
 
 if TYPE_CHECKING:
-    from attncli.api import Report, inspect
+    from attncli.api import Report, inspect, measure
     from attncli.errors import AttncliError
 
-_HOMES = {"inspect": "attncli.api", "Report": "attncli.api", "AttncliError": "attncli.errors"}
+_HOMES = {
+    "inspect": "attncli.api",
+    "measure": "attncli.api",
+    "Report": "attncli.api",
+    "AttncliError": "attncli.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

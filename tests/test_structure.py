@@ -113,7 +113,7 @@ def heavy_imports(module: str, imports: list[Import]) -> list[str]:
         f"{module}:{item.line}: {item.target}"
         for item in imports
         if item.target.split(".")[0] in TENSOR_LIBRARIES
-        or (holds_tensors(item.target) and not (module == "attncli.api" and item.lazy))
+        or (holds_tensors(item.target) and not (room(module) == "api" and item.lazy))
     ]
 
 

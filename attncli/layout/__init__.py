@@ -387,4 +387,5 @@ LAYOUTS: dict[str, str] = {
     "ssm": "state-space layer: no attention",
     "deformable": "deformable attention: sampled offsets, no q·k",
     "incomplete": "a projection is missing",
+    "functional": "seen in a run: a function of tensors, without weights of its own",
 }

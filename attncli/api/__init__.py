@@ -5,46 +5,21 @@ Rooms below do not know each other; this file joins them. torch is imported only
 
 from __future__ import annotations
 
-import fnmatch
-import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from attncli import __version__, records
+from attncli.api.forward import measure, measure_model
+from attncli.api.report import Progress, Report, environment, matching, with_findings
 from attncli.checkpoint import open_checkpoint
-from attncli.errors import UsageError
 from attncli.layout import Options, attention_layers
 from attncli.records import Anomaly, Checkpoint, Layer, Measurement
 from attncli.rules import Observed, judge, overflow_measurements
 
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
-
-# Called with (what is being done, done so far, total), as often as the work likes.
-Progress = Callable[[str, int, int], None]
-
-
-class Report(records.Report):
-    """A report that prints itself as the table."""
-
-    def __str__(self) -> str:
-        from attncli.render import table
-
-        return table.text(self)
-
-    def __repr__(self) -> str:
-        return f"<attncli.Report: {self.source.get('path')}, {len(self.layers)} layers, {self.verdict}>"
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from attncli.render import table
-
-        table.draw(self, console)
-        return ()
+__all__ = ["Progress", "Report", "inspect", "measure", "measure_model", "with_findings"]
 
 
 def inspect(
@@ -67,7 +42,7 @@ def inspect(
     """
     checkpoint = open_checkpoint(path)
     found = attention_layers(checkpoint.tensors, checkpoint.configs, Options(heads, kv_heads, head_dim))
-    chosen = _matching(found, layers, str(path))
+    chosen = matching(found, layers, str(path))
     read = _Reading((), (), ())
     if values or bounds:
         read = _read_values(checkpoint, chosen, values=values, bounds=bounds, progress=progress)
@@ -77,7 +52,7 @@ def inspect(
         command="inspect",
         version=__version__,
         source=_source(checkpoint),
-        environment=_environment(),
+        environment=environment(),
         layers=chosen,
         measurements=measurements,
         findings=judge(observed),
@@ -196,24 +171,6 @@ def _bound_notes(ingredients: Sequence[Any]) -> list[str]:
 # --- what the report says of its surroundings ---------------------------------------------------------
 
 
-def _matching(layers: tuple[Layer, ...], patterns: Sequence[str], subject: str) -> tuple[Layer, ...]:
-    if not patterns:
-        return layers
-    kept = tuple(layer for layer in layers if any(_fits(layer, pattern) for pattern in patterns))
-    if not kept:
-        wanted = ", ".join(patterns)
-        example = f"Paths look like {layers[0].path}." if layers else "No attention layer was found at all."
-        raise UsageError(subject, f"no layer matches --layer {wanted}.", example)
-    return kept
-
-
-def _fits(layer: Layer, pattern: str) -> bool:
-    """A glob on the path, or a bare number for the layer of that index in any stack."""
-    if pattern.isdecimal():
-        return layer.index == int(pattern)
-    return fnmatch.fnmatchcase(layer.path, pattern) or layer.path == pattern
-
-
 def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "kind": checkpoint.kind,
@@ -223,17 +180,6 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
         "bytes": checkpoint.size_bytes,
         "parameters": checkpoint.parameters,
         "tensors": len(checkpoint.tensors),
-    }
-
-
-def _environment() -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    return {
-        "python": sys.version.split()[0],
-        "torch": str(torch.__version__) if torch is not None else None,
-        "device": "cpu" if torch is not None else None,
-        "dtype": None,
-        "platform": f"{sys.platform}-{os.uname().machine if hasattr(os, 'uname') else 'unknown'}",
     }
 
 
@@ -258,11 +204,6 @@ def _notes(checkpoint: Checkpoint, layers: Sequence[Layer]) -> list[str]:
         )
         notes.append(f"heads of {unknown} layer{'s' if unknown != 1 else ''} are unknown: {tells}; {remedy}")
     return notes
-
-
-def with_findings(report: Report, findings: Sequence[records.Finding]) -> Report:
-    """The same report with other findings: what is left after --select, --ignore and --baseline."""
-    return replace(report, findings=tuple(findings))
 
 
 # --- tables -------------------------------------------------------------------------------------------

@@ -1,0 +1,271 @@
+"""One forward pass: the model and its batch → calls and numbers → joined with the layers → judged."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attncli import __version__
+from attncli.api.joining import Joined, joined, memory_layers
+from attncli.api.report import Progress, Report, environment, fits
+from attncli.checkpoint import open_checkpoint
+from attncli.errors import AttncliError, UsageError
+from attncli.layout import attention_layers
+from attncli.records import Layer
+from attncli.rules import Observed, judge
+
+if TYPE_CHECKING:
+    from attncli.model import Runnable
+    from attncli.trace import Trace
+
+
+def measure(model: Any, *args: Any, **kwargs: Any) -> Report:
+    """Entropy and score extremes of every attention call in one forward pass, `model(*args, **kwargs)`.
+
+    `model`: an nn.Module, or any function of tensors. It runs as it is (device, dtype, train or eval mode, its
+    own kernels), without gradients; its state and the random state are as before afterwards. Errors: whatever
+    the model raises.
+    """
+    from attncli.trace import named_inputs, trace, undisturbed
+
+    with undisturbed():
+        found = trace(model, lambda: model(*args, **kwargs), args, kwargs)
+    inputs = {
+        name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+        for name, tensor in named_inputs(model, args, kwargs)
+    }
+    layers = memory_layers(model, _own_config(model))
+    return _report(
+        "measure",
+        found,
+        layers,
+        (),
+        source={"kind": "code", "path": getattr(model, "__qualname__", type(model).__name__)},
+        surroundings=found.surroundings,
+        run={"batch": "arguments", "inputs": inputs},
+        notes=(),
+    )
+
+
+def measure_model(
+    command: str,
+    spec: str,
+    *,
+    text: Sequence[str] = (),
+    input: str | None = None,  # noqa: A002 - the name of the option
+    seq_len: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str | None = None,
+    autocast: str | None = None,
+    layers: Sequence[str] = (),
+    train_mode: bool = False,
+    weights: str | None = None,
+    strict: bool = True,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+    offload_folder: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """The same for a MODEL given by name, as `attncli entropy` and `attncli overflow` take it.
+
+    `layers`: glob patterns or numbers; calls of other layers run, but are not measured. Errors: AttncliError.
+    """
+    from attncli.model import BatchOptions, ModelOptions, load_model, make_batch, run
+    from attncli.trace import trace
+
+    options = ModelOptions(
+        device=device,
+        dtype=dtype,
+        autocast=autocast,
+        weights=_reader(weights) if weights is not None else None,
+        weights_path=weights,
+        strict=strict,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        offload_folder=offload_folder,
+        train_mode=train_mode,
+    )
+    model = load_model(spec, options, progress)
+    batch = make_batch(model, BatchOptions(tuple(text), input, seq_len, batch_size, seed))
+    in_memory = memory_layers(model.module, model.configs)
+    on_disk = _checkpoint_layers(weights if weights is not None else spec)
+    total = sum(layer.kind is not None for layer in in_memory)
+
+    def tick(done: int) -> None:
+        if progress is not None:
+            progress("running the model", done, max(total, done))
+
+    found = trace(
+        model.module,
+        lambda: run(model, batch),
+        batch.args,
+        batch.kwargs,
+        wanted=_wanted(layers, in_memory, on_disk),
+        on_call=tick,
+    )
+    report = _report(
+        command,
+        found,
+        in_memory,
+        on_disk,
+        source=_source(model, spec),
+        surroundings={"device": str(model.device), "dtype": autocast or model.dtype},
+        run={"batch": batch.kind, "inputs": batch.inputs},
+        notes=(*model.notes, *batch.notes),
+    )
+    if layers:
+        return _only(report, layers, spec)
+    return report
+
+
+# --- joining and judging ------------------------------------------------------------------------------
+
+
+def _report(
+    command: str,
+    found: Trace,
+    in_memory: Sequence[Layer],
+    on_disk: Sequence[Layer],
+    *,
+    source: Mapping[str, Any],
+    surroundings: Mapping[str, Any],
+    run: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Report:
+    result = joined(found.calls, found.measurements, in_memory, on_disk)
+    differences = [call.difference for call in result.calls if call.difference is not None]
+    measured = sum(call.explained for call in result.calls)
+    return Report(
+        command=command,
+        version=__version__,
+        source=source,
+        environment={**environment(), **surroundings},
+        layers=result.layers,
+        measurements=result.measurements,
+        findings=judge(Observed(result.layers, result.measurements, (), result.calls)),
+        run={
+            **run,
+            "operators": found.operators,
+            "calls_seen": len(result.calls),
+            "calls_measured": measured,
+            "difference": max(differences, default=None),
+            "notes": list(found.notes),
+        },
+        calls=result.calls,
+        notes=(*notes, *_notes(found, result)),
+    )
+
+
+def _notes(found: Trace, result: Joined) -> list[str]:
+    notes = []
+    if found.linear:
+        times = sum(found.linear.values())
+        notes.append(
+            f"{times} product{'s' if times != 1 else ''} of scores and values ran without a softmax "
+            "(linear attention or state space): entropy does not apply there"
+        )
+    bare = [layer for layer in result.layers if layer.kind is None]
+    if bare and not found.calls:
+        kinds = ", ".join(sorted({layer.layout for layer in bare}))
+        notes.append(f"{len(bare)} layers are {kinds}: entropy does not apply to them")
+    idle = result.idle
+    if idle:
+        shown = ", ".join(idle[:3]) + (" …" if len(idle) > 3 else "")
+        notes.append(f"{len(idle)} attention layer{'s' if len(idle) != 1 else ''} did not run: {shown}")
+    unknown = Counter(call.layer for call in result.calls if call.scale is None and call.explained)
+    if unknown:
+        notes.append(
+            f"the scale of {sum(unknown.values())} call{'s' if sum(unknown.values()) != 1 else ''} is no single "
+            "number that the dataflow shows (learned per head, or mixed over heads)"
+        )
+    return notes
+
+
+def _only(report: Report, patterns: Sequence[str], subject: str) -> Report:
+    """The report with the layers that were asked for; an error where none was."""
+    used = {call.layer for call in report.calls}
+    kept = tuple(layer for layer in report.layers if layer.id in used)
+    if not kept:
+        wanted = ", ".join(patterns)
+        examples = [layer.id for layer in report.layers][:1]
+        hint = f"Paths look like {examples[0]}." if examples else "No attention ran at all."
+        raise UsageError(subject, f"no attention call matches --layer {wanted}.", hint)
+    return replace(report, layers=kept)
+
+
+def _wanted(
+    patterns: Sequence[str], in_memory: Sequence[Layer], on_disk: Sequence[Layer]
+) -> Callable[[str], bool]:
+    if not patterns:
+        return lambda module: True
+    paths = [
+        layer.path for layer in (*in_memory, *on_disk) if any(fits(layer, pattern) for pattern in patterns)
+    ]
+
+    def wanted(module: str) -> bool:
+        inside = any(
+            module == path or module.startswith(f"{path}.") or path.startswith(f"{module}.") for path in paths
+        )
+        return inside or any(fnmatch.fnmatchcase(module, pattern) for pattern in patterns)
+
+    return wanted
+
+
+# --- what is known besides the run --------------------------------------------------------------------
+
+
+def _reader(path: str) -> Callable[[], Mapping[str, Any]]:
+    """Reads the checkpoint of --weights when the model is there to take it."""
+
+    def read() -> Mapping[str, Any]:
+        from attncli.checkpoint.values import Values
+
+        checkpoint = open_checkpoint(path)
+        with Values(checkpoint) as store:
+            return {tensor.name: store.load(tensor).clone() for tensor in checkpoint.tensors}
+
+    return read
+
+
+def _checkpoint_layers(path: str) -> tuple[Layer, ...]:
+    """The layers as the files name them; none where there is no file, or none that inspect reads."""
+    if not Path(path).exists():
+        return ()
+    try:
+        checkpoint = open_checkpoint(path)
+        return attention_layers(checkpoint.tensors, checkpoint.configs)
+    except AttncliError:
+        return ()  # it loads, so it is good enough to run; inspect says what is wrong with the file
+
+
+def _own_config(model: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+    """The config that a transformers model carries."""
+    config = getattr(model, "config", None)
+    to_dict = getattr(config, "to_dict", None)
+    values = to_dict() if callable(to_dict) else None
+    return (("model.config", values),) if isinstance(values, Mapping) else ()
+
+
+def _source(model: Runnable, spec: str) -> dict[str, Any]:
+    path = Path(spec)
+    files = (
+        [file for file in path.rglob("*") if file.is_file()]
+        if path.is_dir()
+        else [path]
+        if path.is_file()
+        else []
+    )
+    return {
+        "kind": model.kind,
+        "path": spec,
+        "format": model.kind,
+        "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+        "parameters": model.parameters,
+    }

@@ -1,0 +1,576 @@
+"""Attention calls on the tape: which products are scores, what normalises them, and what they weigh.
+
+A normaliser is attention only if its input comes from a product of two computed tensors and its output
+feeds a product with a third. Routers, token heads and pooling over a learned vector fail one of the two.
+Numbers are taken the moment the scores pass by; a call counts once its values are met.
+
+Shapes: B batch, H query heads, T queries, S keys, D head size, N any leading axes of a matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attncli.trace import check
+from attncli.trace.axes import Axes, axes, numel, of_product
+from attncli.trace.factors import Path, linear_factor, score_path
+from attncli.trace.kernels import fused
+from attncli.trace.layout import Layout, layout_of
+from attncli.trace.ops import Op
+from attncli.trace.origins import (
+    kind_of,
+    kv_heads_of,
+    parameters_of,
+    projected_features,
+    sources_of,
+    user_line,
+)
+from attncli.trace.products import (
+    Product,
+    columns,
+    contracted,
+    contracts_keys,
+    first_key,
+    four_axes,
+    is_heads,
+    largest_dots,
+    main_product,
+    products,
+)
+from attncli.trace.statistics import (
+    Numbers,
+    eager_statistics,
+    fused_difference,
+    fused_statistics,
+    row_sums,
+)
+from attncli.trace.tape import Node, Ran, Ref, Tape
+
+
+@dataclass(eq=False, slots=True)
+class Pending:
+    """Scores that were normalised, measured, and wait for the values they weigh."""
+
+    normaliser: str
+    product: Product
+    node: Node
+    layout: Layout
+    numbers: Numbers
+    dots: tuple[float, ...] | None
+    path: Path
+    explained: check.Answer
+    scores_dtype: torch.dtype
+    sinks: bool
+    subtracts_maximum: bool
+    source: str | None
+    recovered: bool = True
+    claimed: bool = False
+
+
+@dataclass(slots=True)
+class Seen:
+    """One finished call. `facts`: the fields of `records.Call`, as far as the dataflow tells them."""
+
+    facts: dict[str, Any]
+    numbers: Numbers | None
+    dots: tuple[float, ...] | None = None
+    row_sums: tuple[float, float] | None = None
+    factor_before: float = 1.0
+
+
+@dataclass(slots=True)
+class Attention:
+    """The listener. `wanted`: whether calls of a module are to be measured (all are seen).
+
+    `linear`: products of scores and values without a normaliser, which is no attention with an entropy.
+    """
+
+    wanted: Callable[[str], bool] = lambda module: True
+    on_call: Callable[[int], None] | None = None
+    calls: list[Seen] = field(default_factory=list)
+    linear: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
+    _masks: check.Masks = field(default_factory=check.Masks)
+
+    # --- what the tape asks ---------------------------------------------------------------------------
+
+    def holds(self, op: Op, operands: tuple[Ref, ...]) -> tuple[bool, ...]:
+        """Both sides of a product that may be scores; what is added to scores or masks them."""
+        if op.kind == "product":
+            pair = operands[-2:]
+            if len(pair) == 2 and not any(ref.node.constant for ref in pair):
+                return (True,) * len(operands)
+            return ()
+        if op.kind in ("sum", "fill") and any(products(ref.node) for ref in operands):
+            return tuple(not ref.node.carries or ref.shape[-1:] == (1,) for ref in operands)
+        return ()
+
+    def ran(self, tape: Tape, op: Op, nodes: tuple[Node, ...], run: Ran) -> None:
+        if op.kind == "product":
+            self._product(tape, nodes, run)
+        elif op.kind in ("softmax", "log softmax"):
+            self._softmax(tape, nodes, run)
+        elif op.kind in ("exponential", "sigmoid", "relu"):
+            self._by_hand(tape, nodes, run)
+        elif op.kind == "fused":
+            self._fused(tape, nodes, run)
+        elif op.kind == "opaque":
+            self._opaque(tape, nodes, run)
+
+    def dropout_module(self, node: Node, probability: float) -> None:
+        """A dropout module was given `node`: in evaluation it leaves no operator, yet its place is known."""
+        if probability > 0 and not any(isinstance(thing, Pending) for thing in node.carries):
+            for product in products(node):
+                product.dropped_out = True
+
+    # --- products -------------------------------------------------------------------------------------
+
+    def _product(self, tape: Tape, nodes: tuple[Node, ...], run: Ran) -> None:
+        node = nodes[0]
+        if len(node.operands) < 2:
+            return
+        first, second = node.operands[-2:]
+        if first.node.constant or second.node.constant:
+            self._mixed(node, first, second)
+            return
+        for number, (weights, values) in enumerate(((first, second), (second, first))):
+            pending = next((t for t in reversed(weights.node.carries) if isinstance(t, Pending)), None)
+            if pending is not None:
+                self._claimed(tape, pending, node, weights, values, run, number)
+                return
+        for number, (weights, values) in enumerate(((first, second), (second, first))):
+            scores = [p for p in products(weights.node) if not p.spent]
+            if scores and contracts_keys(weights, number):
+                self._without_softmax(tape, scores, node, weights, values, run, number)
+                return
+        known: dict[int, Axes] = {}
+        left, right = axes(first.node, known), axes(second.node, known)
+        made = of_product(node.op.name, left, right, node.shape)
+        over_features = not left or any(atom.kind != "position" for atom in left[-1])
+        node.carries = (Product(node, first, second, made, over_features),)
+
+    def _mixed(self, node: Node, first: Ref, second: Ref) -> None:
+        """A product with a small weight that keeps the size: heads that talk to each other, not a projection."""
+        for scores, weight in ((first, second), (second, first)):
+            if not scores.node.carries or not weight.node.constant:
+                continue
+            small = len(weight.shape) == 2 and max(weight.shape) <= _MOST_TALKING_HEADS
+            keeps = numel(node.shape) == numel(scores.shape) and len(weight.shape) == 2
+            if small and keeps and len(set(weight.shape)) == 1 and is_heads(scores, weight.shape[0]):
+                node.carries = scores.node.carries
+
+    # --- scores that are normalised -------------------------------------------------------------------
+
+    def _softmax(self, tape: Tape, nodes: tuple[Node, ...], run: Ran) -> None:
+        node = nodes[0]
+        given = node.operands[0].node
+        if any(isinstance(thing, Pending) for thing in given.carries):
+            return
+        axis = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], int) else -1
+        probs = run.outputs[0].exp() if node.op.kind == "log softmax" else run.outputs[0]
+        self._measured(tape, node, given, run.args[0], probs, axis, "softmax", True)
+
+    def _by_hand(self, tape: Tape, nodes: tuple[Node, ...], run: Ran) -> None:
+        """exp, sigmoid or ReLU of scores: whether it is attention shows when it meets its values."""
+        node = nodes[0]
+        given = node.operands[0].node
+        if not products(given) or any(isinstance(thing, Pending) for thing in given.carries):
+            return
+        scores = run.args[0]
+        if node.op.kind != "exponential":
+            self._measured(tape, node, given, scores, run.outputs[0], -1, node.op.kind, True)
+            return
+        subtracted = next(
+            (ref for ref in given.operands if ref.shape[-1:] == (1,) and ref.tensor is not None), None
+        )
+        shifted = given.op.kind == "sum" and given.op.name in ("sub", "subtract") and subtracted is not None
+        if shifted and subtracted is not None and subtracted.tensor is not None:
+            given = given.operands[0].node
+            scores = scores + subtracted.tensor
+        self._measured(tape, node, given, scores, None, -1, "softmax by hand", shifted)
+
+    def _measured(
+        self,
+        tape: Tape,
+        node: Node,
+        given: Node,
+        scores: Tensor,
+        probs: Tensor | None,
+        axis: int,
+        normaliser: str,
+        subtracts_maximum: bool,
+    ) -> None:
+        """Takes the numbers of scores that are being normalised, and leaves a `Pending` on the result."""
+        product = main_product([p for p in products(given) if not p.spent])
+        if product is None or scores.dim() == 0:
+            return
+        if not self.wanted(product.node.module):
+            self.left_out += 1
+            for one in products(given):
+                one.spent = True
+            node.carries = ()
+            return
+        path = score_path(given, product.node, product)
+        layout = layout_of(
+            given, axis, {product.node.serial: product.axes}, _likely_heads(product), product.over_features
+        )
+        real_keys = columns(product, layout.keys_from)
+        shown = scores.movedim(axis, -1)
+        weights = probs.movedim(axis, -1) if probs is not None else shown.softmax(-1)
+        sinks = first_key(given, product, layout, real_keys)
+        if sinks is not None:
+            shown = shown.narrow(-1, sinks, real_keys)
+            weights = weights.narrow(-1, sinks, real_keys)
+        dots = largest_dots(product, layout)
+        reach = _reach(dots, path)
+        threshold = self._masks.visible_above(path, reach, scores.dtype)
+        numbers = eager_statistics(
+            layout.view(shown),
+            layout.view(weights),
+            visible_above=threshold,
+            recompute=sinks is None and normaliser.startswith("softmax"),
+        )
+        if normaliser == "softmax" and probs is not None:
+            answer = check.softmax_rows(scores.movedim(axis, -1), probs.movedim(axis, -1))
+        else:
+            answer = check.Answer(True, None, "")
+        replayed = (
+            check.score_rows(scores, product, path, threshold) if axis in (-1, scores.dim() - 1) else None
+        )
+        recovered = path.scale is not None and (replayed is None or replayed.explained)
+        if replayed is not None and replayed.explained and answer.explained:
+            answer = replayed._replace(difference=max(answer.difference or 0.0, replayed.difference or 0.0))
+        pending = Pending(
+            normaliser,
+            product,
+            node,
+            layout,
+            numbers,
+            dots,
+            path,
+            answer,
+            product.node.dtype,
+            sinks is not None,
+            subtracts_maximum,
+            user_line(),
+            recovered,
+        )
+        node.carries = (*[p for p in products(given) if p is not product][-2:], product, pending)
+
+    # --- values ---------------------------------------------------------------------------------------
+
+    def _claimed(
+        self, tape: Tape, pending: Pending, node: Node, weights: Ref, values: Ref, run: Ran, number: int
+    ) -> None:
+        """The weights meet their values: the call is complete."""
+        if pending.claimed:  # relative values, or one part of the keys after the other
+            node.carries = ()
+            return
+        pending.claimed = True
+        product = pending.product
+        for one in products(weights.node):
+            one.spent = True
+        used = run.args[-2 + number] if node.op.name not in _WITH_INPUT else run.args[1 + number]
+        known = {product.node.serial: product.axes}
+        summed = contracted(axes(weights.node, known), number)
+        axis: Literal["keys", "queries", "channels"] = "keys"
+        origins = {atom.origin for atom in summed if atom.origin}
+        if origins and pending.layout.keys_from not in origins:
+            axis = "queries"
+        elif pending.layout.channels:
+            axis = "channels"
+        after = _after_softmax(weights.node, pending)
+        sums = None
+        if axis == "keys" and not after.dropout and not pending.sinks:
+            sums = row_sums(four_axes(used if number == 0 else used.transpose(-1, -2)))
+        normaliser = pending.normaliser
+        if normaliser == "softmax by hand" and sums is not None and sums[1] < 0.999:
+            normaliser = "softmax plus one"
+        factor_query = linear_factor(product.first.node)
+        factor_key = linear_factor(product.second.node)
+        keys_second = pending.layout.keys_from == "columns"
+        query, key = (product.first, product.second) if keys_second else (product.second, product.first)
+        if not keys_second:
+            factor_query, factor_key = factor_key, factor_query
+        scale, factors = _scale(pending, factor_query, factor_key)
+        before = abs((factor_query or 1.0) * (factor_key or 1.0))
+        alpha = product.node.kwargs.get("alpha", 1) if product.node.op.name in _WITH_INPUT else 1
+        facts = {
+            "module": product.node.module,
+            "kernel": "softmax" if normaliser == "softmax" else normaliser,
+            "kind": kind_of(query.node, key.node),
+            "normaliser": normaliser,
+            "batch": pending.layout.batch,
+            "heads": pending.layout.heads,
+            "kv_heads": kv_heads_of(key.node, pending.layout.heads),
+            "queries": pending.layout.queries,
+            "keys": pending.layout.keys,
+            "head_dim": product.first.shape[-1],
+            "dtype": _name(query.node.dtype),
+            "scores_dtype": _name(pending.scores_dtype),
+            "stored": "scaled" if before != 1.0 or alpha != 1 else "raw",
+            "scale": scale,
+            "factors": factors,
+            "soft_cap": pending.path.cap,
+            "sinks": pending.sinks,
+            "dropout": after.dropout,
+            "softmax_axis": axis,
+            "subtracts_maximum": pending.subtracts_maximum,
+            "masked_after_softmax": after.masked,
+            "dropout_before_softmax": product.dropped_out
+            or any(step.kind == "dropout" for step in pending.path.steps),
+            **sources_of(tape, query.node, key.node, values.node),
+            "parameters": parameters_of(query.node, key.node, values.node),
+            "source": pending.source,
+            "explained": pending.explained.explained,
+            "difference": pending.explained.difference,
+            "reason": pending.explained.reason,
+            **_mask_facts(pending.numbers, pending.path, self._masks, axis),
+        }
+        dots = pending.dots
+        if dots is not None and before != 1.0:
+            dots = tuple(value / before for value in dots)
+        self._add(tape, node, Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha))))
+
+    def _without_softmax(
+        self,
+        tape: Tape,
+        scores: list[Product],
+        node: Node,
+        weights: Ref,
+        values: Ref,
+        run: Ran,
+        number: int,
+    ) -> None:
+        """Scores that meet their values by another way than softmax: another normaliser, or none at all."""
+        product = main_product(scores)
+        assert product is not None
+        path = score_path(weights.node, product.node, product)
+        bends = any(step.kind in ("other", "clamp") for step in path.steps) or not path.steps
+        used = run.args[-2 + number] if node.op.name not in _WITH_INPUT else run.args[1 + number]
+        sums = row_sums(four_axes(used if number == 0 else used.transpose(-1, -2))) if bends else None
+        for one in scores:
+            one.spent = True
+        if sums is None or not (sums[0] > 0.99 and sums[1] < 1.01):
+            self.linear[product.node.module] = self.linear.get(product.node.module, 0) + 1
+            node.carries = ()
+            return
+        shown = used if number == 0 else used.transpose(-1, -2)
+        self._measured(tape, weights.node, weights.node, shown, shown, -1, "other", True)
+        pending = next((t for t in weights.node.carries if isinstance(t, Pending)), None)
+        if pending is not None:
+            for one in scores:
+                one.spent = False
+            self._claimed(tape, pending, node, weights, values, run, number)
+
+    # --- fused kernels --------------------------------------------------------------------------------
+
+    def _fused(self, tape: Tape, nodes: tuple[Node, ...], run: Ran) -> None:
+        node = nodes[0]
+        module = node.module
+        for other in nodes:
+            other.carries = ()
+        if not self.wanted(module):
+            self.left_out += 1
+            return
+        taken = fused(node.op.name, run)
+        call = taken.call
+        refs = node.operands
+        query, key, value = refs[0].node, refs[1].node, refs[2].node
+        factor_query, factor_key = linear_factor(query), linear_factor(key)
+        facts: dict[str, Any] = {
+            "module": module,
+            "kernel": taken.kernel,
+            "kind": kind_of(query, key),
+            "normaliser": "softmax",
+            "dtype": _name(taken.query.dtype),
+            "scores_dtype": "float64" if taken.query.dtype == torch.float64 else "float32",
+            "stored": "nothing",
+            "head_dim": taken.query.shape[-1],
+            "dropout": taken.dropout,
+            **sources_of(tape, query, key, value),
+            "parameters": parameters_of(query, key, value),
+            "source": user_line(),
+        }
+        if call is None or taken.output_BHTV is None:
+            shape = taken.query.shape
+            sizes = {"batch": shape[0], "heads": 0, "kv_heads": 0, "queries": 0, "keys": 0}
+            self._add(tape, node, Seen({**facts, **sizes, "scale": None, "reason": taken.reason}, None))
+            return
+        numbers = fused_statistics(call)
+        answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype, taken.dropout)
+        factors = {"query": factor_query, "key": factor_key, "kernel": call.scale}
+        scale = None if factor_query is None or factor_key is None else factor_query * factor_key * call.scale
+        batch, heads, queries, _ = call.q_BHTD.shape
+        facts |= {
+            "batch": batch,
+            "heads": heads,
+            "kv_heads": kv_heads_of(key, heads, call.k_BKSD.shape[1]),
+            "queries": queries,
+            "keys": call.k_BKSD.shape[2],
+            "scale": scale,
+            "factors": {name: value for name, value in factors.items() if value is not None and value != 1.0},
+            "soft_cap": call.soft_cap,
+            "sinks": call.sinks_H is not None,
+            "softmax_axis": _fused_axis(query, taken.query),
+            "mask_kind": numbers.mask_kind if not numbers.bias else _with_bias(numbers.mask_kind),
+            "window": numbers.window,
+            "causal_offset": numbers.causal_offset,
+            "explained": answer.explained,
+            "difference": answer.difference,
+            "reason": answer.reason,
+        }
+        before = abs((factor_query or 1.0) * (factor_key or 1.0))
+        found = numbers.per_head.get("dot_absmax")
+        dots = tuple(value / before for value in found if value is not None) if found is not None else None
+        self._add(tape, node, Seen(facts, numbers, dots, None, before))
+
+    def _opaque(self, tape: Tape, nodes: tuple[Node, ...], run: Ran) -> None:
+        """Attention that vanished into one operator: seen, not measured."""
+        node = nodes[0]
+        shape = node.shape
+        facts = {
+            "module": node.module,
+            "kernel": node.op.name,
+            "kind": None,
+            "normaliser": "softmax",
+            "batch": shape[0] if shape else 0,
+            "heads": 0,
+            "kv_heads": 0,
+            "queries": shape[1] if len(shape) > 1 else 0,
+            "keys": 0,
+            "head_dim": None,
+            "dtype": _name(node.dtype),
+            "scores_dtype": _name(node.dtype),
+            "stored": "nothing",
+            "scale": None,
+            "source": user_line(),
+            "reason": f"it ran inside one operator, {node.op.name}, which shows no scores",
+        }
+        self._add(tape, node, Seen(facts, None))
+
+    def _add(self, tape: Tape, node: Node, seen: Seen) -> None:
+        index = len(self.calls)
+        self.calls.append(seen)
+        node.carries = ()
+        node.sources |= tape.source(f"call {index}")
+        if self.on_call is not None:
+            self.on_call(index + 1)
+
+
+# --- axes -------------------------------------------------------------------------------------------
+
+
+def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "queries", "channels"]:
+    """Heads where queries should be: q was given as (B, T, H, D) to a kernel that wants (B, H, T, D)."""
+    if tensor.dim() != 4:
+        return "keys"
+    found = axes(query, {})
+    rows, heads = found[-2], found[-3]
+    swapped = (
+        bool(rows)
+        and bool(heads)
+        and all(atom.kind == "feature" for atom in rows)
+        and all(atom.kind == "position" for atom in heads)
+    )
+    return "channels" if swapped else "keys"
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def _likely_heads(product: Product) -> int:
+    """Features of the query's projection over the size of a head; 1 where there is no projection."""
+    width, size = projected_features(product.first.node), product.first.shape[-1]
+    return width // size if width and size and width % size == 0 else 1
+
+
+def _reach(dots: tuple[float, ...] | None, path: Path) -> float | None:
+    """The largest score that scaling alone can make."""
+    if dots is None or path.scale is None:
+        return None
+    return max(dots, default=0.0) * abs(path.scale)
+
+
+def _scale(pending: Pending, query: float | None, key: float | None) -> tuple[float | None, dict[str, float]]:
+    scores = pending.path.scale if pending.recovered else None
+    named = {"query": query, "key": key, "scores": scores}
+    factors = {name: value for name, value in named.items() if value is not None and value != 1.0}
+    if query is None or key is None or scores is None:
+        return None, factors
+    return query * key * scores, factors
+
+
+class _After(NamedTuple):
+    dropout: float
+    masked: bool
+
+
+def _after_softmax(weights: Node, pending: Pending) -> _After:
+    """What happened to the probabilities between the softmax and the values."""
+    dropout, masked = 0.0, False
+    node = weights
+    for _ in range(_NEAR):
+        if node is pending.node or not node.operands:
+            break
+        if node.op.kind == "dropout":
+            chance = node.args[1] if len(node.args) > 1 else 0.0
+            dropout = float(chance) if isinstance(chance, (int, float)) else 0.0
+        elif node.op.kind == "factor" and len(node.operands) == 2:
+            other = next((ref for ref in node.operands if pending not in ref.node.carries), None)
+            if other is not None and numel(other.shape) > 1:
+                if _is_random(other.node):
+                    dropout = dropout or 0.5
+                elif other.shape[-1:] != (1,):
+                    masked = True
+        elif node.op.kind == "fill":
+            masked = True
+        elif node.op.kind == "factor" and len(node.args) == 2 and isinstance(node.args[1], (int, float)):
+            pass
+        following = next((ref.node for ref in node.operands if pending in ref.node.carries), None)
+        if following is None:
+            break
+        node = following
+    return _After(dropout, masked)
+
+
+def _is_random(node: Node) -> bool:
+    for _ in range(4):
+        if node.op.kind in ("random", "dropout"):
+            return True
+        if not node.operands:
+            return False
+        node = node.operands[0].node
+    return False
+
+
+def _mask_facts(numbers: Numbers, path: Path, masks: check.Masks, axis: str) -> dict[str, Any]:
+    if axis == "channels":
+        return {"mask_kind": "none"}
+    kind = numbers.mask_kind
+    if masks.has_bias(path):
+        kind = _with_bias(kind)
+    return {"mask_kind": kind, "window": numbers.window, "causal_offset": numbers.causal_offset}
+
+
+def _with_bias(kind: str) -> str:
+    return "bias" if kind == "none" else f"{kind} + bias"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+# Products whose first argument is added to the result.
+_WITH_INPUT = frozenset(("addmm", "baddbmm", "addmv", "addbmm"))
+_MOST_TALKING_HEADS = 256
+_MOST_SINKS = 8
+_NEAR = 16
+_FAR = 64

@@ -1,0 +1,237 @@
+"""What each axis of a tensor means: followed from the projection that made it, through views and joins.
+
+A projection's output has positions (batch, sequence, window) on all axes but its last, which holds features.
+Splitting features into heads, folding heads into the batch, grouping queries over shared keys: all are
+reshapes, permutations and slices, so the meaning of an axis of the scores follows from shapes alone.
+
+An axis is a tuple of atoms, outermost first; an atom is one factor of its length. (B·H, T, D) made from a
+projection (B, T, E) has the axes ((B, H), (T,), (D,)), where H and D are atoms cut out of the features E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from attncli.trace.tape import Node, Ref
+
+Kind = Literal["position", "feature", "unknown"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Atom:
+    """One factor of an axis. `origin`: the axis of the score product that it is part of, where it is."""
+
+    size: int
+    kind: Kind
+    origin: Literal["", "batch", "rows", "columns"] = ""
+
+    def sized(self, size: int) -> Atom:
+        return Atom(size, self.kind, self.origin)
+
+
+Axis = tuple[Atom, ...]
+Axes = tuple[Axis, ...]
+
+
+def axes(node: Node, known: dict[int, Axes]) -> Axes:
+    """The axes of `node`, one per dimension. `known`: those of nodes where the walk is to stop, by serial.
+
+    Walks back iteratively (chains can be long) and remembers what it found in `known`.
+    """
+    trail: list[tuple[Node, Ref | None]] = []
+    here = node
+    while here.serial not in known:
+        ref = _main_operand(here)
+        trail.append((here, ref))
+        if ref is None:
+            break
+        here = ref.node
+        if len(trail) > _LONGEST:
+            break
+    for item, ref in reversed(trail):
+        if ref is None or ref.node.serial not in known:
+            known[item.serial] = _root(item)
+        else:
+            known[item.serial] = _through(item, ref, known[ref.node.serial])
+    return known[node.serial]
+
+
+def _main_operand(node: Node) -> Ref | None:
+    """The operand whose axes the result inherits; None at a root: products, look-ups, leaves."""
+    if node.op.kind in ("product", "convolution", "lookup", "fused", "random") or not node.operands:
+        return None
+    candidates = [ref for ref in node.operands if ref.node.shape == ref.shape] or list(node.operands)
+    if node.op.kind in ("join", "slice", "same", "reshape", "permute", "expand", "repeat", "norm"):
+        return candidates[0]
+
+    # Of operands that are combined, the one with as many axes and elements as the result, made by the run.
+    def rank(ref: Ref) -> tuple[bool, int, bool]:
+        return (bool(ref.node.carries), numel(ref.shape), not ref.node.constant)
+
+    return max(candidates, key=rank)
+
+
+def _root(node: Node) -> Axes:
+    shape = node.shape
+    feature = 1 if node.op.kind == "convolution" and len(shape) >= 3 else len(shape) - 1
+    kinds: list[Kind] = ["feature" if axis == feature else "position" for axis in range(len(shape))]
+    return tuple(_axis(size, kind) for size, kind in zip(shape, kinds, strict=True))
+
+
+def _axis(size: int, kind: Kind) -> Axis:
+    return (Atom(size, kind),) if size != 1 else ()
+
+
+def _axis_like(atom: Atom, size: int) -> Axis:
+    return (atom.sized(size),) if size != 1 else ()
+
+
+def _through(node: Node, ref: Ref, before: Axes) -> Axes:
+    """The axes after one operator, from those of its main operand."""
+    shape, old = node.shape, ref.shape
+    if len(before) != len(old):
+        return _unknown(shape)
+    kind = node.op.kind
+    if kind == "permute":
+        order = _order(node, len(old))
+        return tuple(before[axis] for axis in order) if order is not None else _unknown(shape)
+    if numel(shape) == numel(old) and (kind == "reshape" or len(shape) != len(old)):
+        return _regrouped(before, shape)
+    if kind == "slice" and len(shape) == len(old) - 1 and node.op.name in _DROPPING:
+        axis = _dropped(node, len(old))
+        rest = [item for number, item in enumerate(before) if number != axis]
+        return tuple(_resized(item, size) for item, size in zip(rest, shape, strict=True))
+    if kind == "join" and node.op.name == "stack":
+        axis = _argument(node, 1, "dim", 0) % len(shape)
+        return (*before[:axis], _axis(shape[axis], "unknown"), *before[axis:])
+    if len(shape) > len(old):  # broadcast against something with more axes
+        return (
+            *(_axis(size, "unknown") for size in shape[: len(shape) - len(old)]),
+            *(
+                _resized(item, size)
+                for item, size in zip(before, shape[len(shape) - len(old) :], strict=True)
+            ),
+        )
+    if len(shape) < len(old):
+        return _unknown(shape)
+    return tuple(_resized(item, size) for item, size in zip(before, shape, strict=True))
+
+
+def _resized(axis: Axis, size: int) -> Axis:
+    """An axis that was cut, joined or expanded to `size`: inner factors stay where they still divide it."""
+    if _length(axis) == size:
+        return axis
+    if not axis:
+        return _axis(size, "unknown")
+    kept: list[Atom] = []
+    rest = size
+    for atom in reversed(axis[1:]):
+        if rest % atom.size:
+            return _axis_like(axis[0], size)
+        kept.insert(0, atom)
+        rest //= atom.size
+    return (*_axis_like(axis[0], rest), *kept)
+
+
+def _regrouped(before: Axes, shape: Sequence[int]) -> Axes:
+    """Row-major regrouping of factors, which are split where a new axis ends inside one."""
+    atoms = [atom for axis in before for atom in axis]
+    out: list[Axis] = []
+    for size in shape:
+        here: list[Atom] = []
+        need = size
+        while need > 1:
+            if not atoms:
+                return _unknown(shape)
+            atom = atoms.pop(0)
+            if need % atom.size == 0:
+                here.append(atom)
+                need //= atom.size
+            elif atom.size % need == 0:
+                here.append(atom.sized(need))
+                atoms.insert(0, atom.sized(atom.size // need))
+                need = 1
+            else:
+                return _unknown(shape)
+        out.append(tuple(here))
+    return tuple(out)
+
+
+def _order(node: Node, rank: int) -> list[int] | None:
+    name = node.op.name
+    order = list(range(rank))
+    if name in ("t", "numpy_T"):
+        return order[::-1]
+    if name in ("transpose", "swapaxes", "transpose_copy"):
+        first, second = _argument(node, 1, "dim0", 0) % rank, _argument(node, 2, "dim1", 1) % rank
+        order[first], order[second] = order[second], order[first]
+        return order
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dims")
+    return [dim % rank for dim in dims] if isinstance(dims, (list, tuple)) else None
+
+
+def _dropped(node: Node, rank: int) -> int:
+    position = 1
+    default = 0
+    return _argument(node, position, "dim", default) % rank
+
+
+def _argument(node: Node, position: int, name: str, default: int) -> int:
+    value = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+    return value if isinstance(value, int) else default
+
+
+def _unknown(shape: Sequence[int]) -> Axes:
+    return tuple(_axis(size, "unknown") for size in shape)
+
+
+def _length(axis: Axis) -> int:
+    return numel([atom.size for atom in axis])
+
+
+def numel(shape: Sequence[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
+
+
+def of_product(name: str, first: Axes, second: Axes, shape: Sequence[int]) -> Axes:
+    """The axes of a matrix product's output, its atoms marked with the side that they come from."""
+    if name in ("mm", "addmm") and len(first) == len(second) == 2:
+        return _marked(((), first[0], second[1]))[1:]
+    if name in ("bmm", "baddbmm") and len(first) == len(second) == 3:
+        return _marked((_better(first[0], second[0]), first[1], second[2]))
+    if name in ("linear", "matmul") and len(first) >= 2 and len(second) == 2 and len(shape) == len(first):
+        columns = second[0] if name == "linear" else second[1]
+        marked = _marked(((), tuple(a for axis in first[:-1] for a in axis), columns))
+        return (*_regrouped((marked[1],), shape[:-1]), marked[2])
+    if name in ("mv", "addmv") and len(first) == 2:
+        return _marked(((), (), first[0]))[2:]
+    return _unknown(shape)
+
+
+def _better(first: Axis, second: Axis) -> Axis:
+    """Of the two sides' views of the batch axis, the one that knows where the heads are."""
+
+    def rank(axis: Axis) -> tuple[bool, bool]:
+        return (not any(a.kind == "unknown" for a in axis), any(a.kind == "feature" for a in axis))
+
+    return max((first, second), key=rank)
+
+
+def _marked(three: tuple[Axis, Axis, Axis]) -> Axes:
+    marks: tuple[Literal["batch", "rows", "columns"], ...] = ("batch", "rows", "columns")
+    return tuple(
+        tuple(Atom(atom.size, atom.kind, mark) for atom in axis)
+        for axis, mark in zip(three, marks, strict=True)
+    )
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_DROPPING = frozenset(("select", "unbind", "select_copy", "unbind_copy"))
+# Longer walks lead through a residual stream, not to a projection.
+_LONGEST = 400

@@ -1,0 +1,105 @@
+"""Where the operands of a call come from: inputs and earlier calls, projections, a line of the user's code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Literal
+
+from attncli.trace.tape import Node, Tape
+
+
+def kind_of(query: Node, key: Node) -> Literal["self", "cross"] | None:
+    """Self-attention where queries and keys come from the same stream, or one of them from a part of it."""
+    if not query.sources or not key.sources:
+        return "cross" if query.sources != key.sources else None
+    shared = query.sources & key.sources
+    return "self" if shared in (query.sources, key.sources) else "cross"
+
+
+def sources_of(tape: Tape, query: Node, key: Node, value: Node) -> dict[str, tuple[str, ...]]:
+    named = {"query": query, "key": key, "value": value}
+    return {f"{name}_sources": tape.names_of(node.sources) for name, node in named.items()}
+
+
+def parameters_of(query: Node, key: Node, value: Node) -> dict[str, str]:
+    found = {role: _projection(node) for role, node in (("q", query), ("k", key), ("v", value))}
+    return {role: name for role, name in found.items() if name is not None}
+
+
+def projected_features(node: Node) -> int | None:
+    """How many features the projection of this value has."""
+    for _ in range(_FAR):
+        if node.op.kind == "product":
+            return node.shape[-1]
+        made = [ref for ref in node.operands if not ref.node.constant]
+        if not made:
+            return None
+        node = made[0].node
+    return None
+
+
+def _projection(node: Node) -> str | None:
+    """The name of the weight that projected this value."""
+    for _ in range(_FAR):
+        if node.op.kind in ("product", "convolution", "lookup"):
+            # The weight stands last, behind a bias that some products add.
+            found = (_parameter(ref.node) for ref in reversed(node.operands))
+            return next((name for name in found if name is not None), None)
+        made = [ref for ref in node.operands if not ref.node.constant]
+        if not made:
+            return None
+        node = made[0].node
+    return None
+
+
+def _parameter(node: Node) -> str | None:
+    for _ in range(_NEAR):
+        if node.parameter is not None:
+            return node.parameter
+        if not node.constant or not node.operands:
+            return None
+        node = node.operands[0].node
+    return None
+
+
+def kv_heads_of(key: Node, heads: int, given: int | None = None) -> int:
+    """Heads that keys really have: those before they were repeated for their group of queries."""
+    node = key
+    for _ in range(_NEAR * 2):
+        if node.op.kind in ("product", "convolution", "leaf") or not node.operands:
+            break
+        inner = node.operands[0]
+        if node.op.kind == "expand" and node.shape != inner.shape:
+            grown = [
+                new // old
+                for new, old in zip(node.shape[-len(inner.shape) :], inner.shape, strict=False)
+                if old == 1 and new > 1
+            ]
+            for group in grown:
+                if len(node.shape) >= 4 and heads % group == 0 and (given or heads) == heads:
+                    return heads // group
+        if node.op.name == "repeat_interleave":
+            ratios = [new // old for new, old in zip(node.shape, inner.shape, strict=False) if new != old]
+            if len(ratios) == 1 and ratios[0] and heads % ratios[0] == 0 and (given or heads) == heads:
+                return heads // ratios[0]
+        node = inner.node
+    return given or heads
+
+
+def user_line() -> str | None:
+    """The innermost line of code that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(("torch", "attncli")):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_NEAR = 16
+_FAR = 64

@@ -1,0 +1,136 @@
+"""Products of two computed tensors: the candidates for scores.
+
+A product carries itself along on all values that are made of it, until another product uses them up.
+Shapes: N leading axes of a matrix product, H query heads, T queries, S keys, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attncli.trace.axes import Atom, Axes, axes, numel
+from attncli.trace.layout import Layout, roles, sizes, viewer
+from attncli.trace.statistics import dot_extremes
+from attncli.trace.tape import Node, Ref
+
+
+@dataclass(eq=False, slots=True)
+class Product:
+    """A product of two computed tensors, which may turn out to be scores. `axes`: of its output."""
+
+    node: Node
+    first: Ref
+    second: Ref
+    axes: Axes
+    over_features: bool = True
+    dropped_out: bool = False
+    spent: bool = False
+
+
+def products(node: Node) -> list[Product]:
+    return [thing for thing in node.carries if isinstance(thing, Product)]
+
+
+def main_product(products: list[Product]) -> Product | None:
+    """Of the products that make up the scores, the one of queries and keys: both depend on the input."""
+    if not products:
+        return None
+    return max(
+        products,
+        key=lambda p: (bool(p.first.node.sources) and bool(p.second.node.sources), numel(p.node.shape)),
+    )
+
+
+def contracts_keys(weights: Ref, number: int) -> bool:
+    """Whether a product sums scores over the axis of their keys (or may: the axes are not known)."""
+    product = main_product([p for p in products(weights.node) if not p.spent])
+    if product is None:
+        return False
+    summed = contracted(axes(weights.node, {product.node.serial: product.axes}), number)
+    return not summed or any(atom.origin in ("rows", "columns") for atom in summed)
+
+
+def contracted(found: Axes, number: int) -> tuple[Atom, ...]:
+    """The axis that a product sums over, of its first (0) or second (1) operand."""
+    if not found:
+        return ()
+    return found[-1] if number == 0 or len(found) == 1 else found[-2]
+
+
+def columns(product: Product, keys_from: str) -> int:
+    shape = product.node.shape
+    return shape[-2] if keys_from == "rows" and len(shape) > 1 else shape[-1]
+
+
+def first_key(given: Node, product: Product, layout: Layout, columns: int) -> int | None:
+    """Where the real keys begin, if further columns without keys were joined to the scores; else None."""
+    extra = layout.keys - columns
+    if extra <= 0 or extra > _MOST_SINKS or layout.keys_from != "columns":
+        return None
+    node = given
+    for _ in range(_NEAR):
+        if node.op.name == "cat":
+            parts = [ref for ref in node.operands if isinstance(ref, Ref)]
+            ours = next((i for i, ref in enumerate(parts) if product in ref.node.carries), None)
+            if ours is not None:
+                return sum(ref.shape[-1] for ref in parts[:ours])
+        if not node.operands:
+            break
+        node = next((ref.node for ref in node.operands if product in ref.node.carries), node.operands[0].node)
+    return None
+
+
+def largest_dots(product: Product, layout: Layout) -> tuple[float, ...] | None:
+    """The largest |q·k| of each head, of q and k as they entered the product."""
+    first, second = product.first.tensor, product.second.tensor
+    if first is None or second is None:
+        return None
+    name = product.node.op.name
+    if name == "linear":
+        second = second.transpose(-1, -2)
+    if name in ("mv", "addmv"):
+        first, second = second[None, :], first.transpose(0, 1)
+    if second.dim() == 2:
+        first, second = first.reshape(1, -1, first.shape[-1]), second[None]
+    if first.dim() != 3 or second.dim() != 3:
+        return None
+    found = list(product.axes)
+    if layout.keys_from == "rows" and name not in ("mv", "addmv"):
+        first, second = second.transpose(1, 2), first.transpose(1, 2)
+        leading = [*found[:-2], found[-1]]
+    else:
+        leading = found[:-1]
+    rows_NT = dot_extremes(first, second)
+    read = roles(leading, [_size(axis) for axis in leading], layout.keys_from, layout.heads)
+    batch, heads, queries = sizes(read)
+    if heads != layout.heads or batch * heads * queries != rows_NT.numel():
+        largest = float(rows_NT.amax()) if rows_NT.numel() else 0.0
+        return (largest,) * layout.heads
+    if not rows_NT.numel():
+        return (0.0,) * layout.heads
+    per_head = viewer(read)(rows_NT.reshape(-1, 1)).amax(dim=(0, 2, 3))
+    return tuple(per_head.double().tolist() if per_head.device.type != "mps" else per_head.tolist())
+
+
+def four_axes(weights: Tensor) -> Tensor:
+    """(…, T, S) with four axes."""
+    if weights.dim() > 4:
+        return weights.flatten(0, weights.dim() - 4)
+    return weights.view((1,) * (4 - weights.dim()) + tuple(weights.shape)) if weights.dim() < 4 else weights
+
+
+def is_heads(scores: Ref, size: int) -> bool:
+    return size in scores.shape
+
+
+def _size(axis: tuple[Atom, ...]) -> int:
+    return numel(tuple(atom.size for atom in axis))
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+# Learned sinks are one logit a head; more columns than this are keys.
+_MOST_SINKS = 8
+_NEAR = 16
