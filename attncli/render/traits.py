@@ -136,9 +136,8 @@ def _first(found: Sequence[Standing], trait: Trait) -> list[Standing]:
     """
 
     def order(standing: Standing) -> tuple[bool, float]:
-        mean = math.fsum(standing.values) / len(standing.values)
         whole = len(standing.heads) == len(standing.rows[0].heads)
-        return not whole, -mean if trait.largest_first else mean
+        return not whole, -max(standing.values) if trait.largest_first else min(standing.values)
 
     shown: list[Standing] = []
     for kind in dict.fromkeys(standing.rows[0].call.kind for standing in found):
@@ -171,7 +170,8 @@ def _heads(standing: Standing) -> str:
 
 def _words(standing: Standing, trait: Trait) -> str:
     low, high = trait.shown(min(standing.values)), trait.shown(max(standing.values))
-    return standing.words.replace("{}", low if low == high else f"{low}–{high}", 1)
+    between = "–" if low[0].isdigit() and high[0].isdigit() else " to "
+    return standing.words.replace("{}", low if low == high else f"{low}{between}{high}", 1)
 
 
 # --- tables -------------------------------------------------------------------------------------------
