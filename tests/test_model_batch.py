@@ -330,3 +330,10 @@ def test_inputs_that_name_nothing_say_what_to_give(tmp_path):
     assert "--text and --input both say" in refused(Adder(), input="x", text=("y",))
     assert "--text needs a tokenizer" in refused(Adder(), text=("y",))
     assert "--seq-len 0" in refused(Adder(), seq_len=0)
+
+
+def test_a_length_beyond_the_table_of_positions_is_refused():
+    assert shapes(made(Positions(), seq_len=16)) == {"x": ("int64", [2, 16])}
+    assert "--seq-len 17: the model has room for 16 positions. Ask for 16 or fewer." in refused(
+        Positions(), seq_len=17
+    )

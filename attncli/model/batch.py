@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attncli.errors import ModelError
-from attncli.model.contracts import Batch, BatchKind, BatchOptions, Runnable
+from attncli.model.contracts import Batch, BatchKind, BatchOptions, Runnable, placed
 from attncli.model.devices import DTYPES, dtype_name
 from attncli.model.factory import find_named, on_path
 from attncli.model.faults import user_code
@@ -55,8 +55,8 @@ def _finished(
     tokens: tuple[tuple[str, ...], ...] | None = None,
 ) -> Batch:
     dtype = DTYPES.get(model.dtype or "")
-    args = tuple(_placed(value, model.device, dtype) for value in args)
-    kwargs = {name: _placed(value, model.device, dtype) for name, value in kwargs.items()}
+    args = tuple(placed(value, model.device, dtype) for value in args)
+    kwargs = {name: placed(value, model.device, dtype) for name, value in kwargs.items()}
     named = [(forward.position(index), value) for index, value in enumerate(args)]
     inputs = {
         name: {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype)}
@@ -64,19 +64,6 @@ def _finished(
         for name, tensor in _tensors(root, value)
     }
     return Batch(args, kwargs, kind, inputs, tokens, notes, options.seed)
-
-
-def _placed(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """`value` with every tensor in it on the device, floating ones in the dtype."""
-    if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, Mapping):
-        return {key: _placed(item, device, dtype) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_placed(item, device, dtype) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_placed(item, device, dtype) for item in value)
-    return value
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

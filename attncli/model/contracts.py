@@ -113,3 +113,16 @@ class Draw:
             [index for index in range(size) if index not in avoid] or list(range(max(size, 1)))
         )
         return allowed[torch.randint(len(allowed), shape, generator=self._generator)]
+
+
+def placed(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """`value` with every tensor in it on the device, floating ones in the dtype."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, Mapping):
+        return {key: placed(item, device, dtype) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(placed(item, device, dtype) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(placed(item, device, dtype) for item in value)
+    return value

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attncli.errors import ModelError
 from attncli.model.contracts import Draw
 from attncli.model.signature import Parameter, Reader, rank, readers
 
@@ -112,21 +113,36 @@ def vocabulary(module: Any) -> int | None:
 
 
 def length_limit(module: Any) -> int | None:
-    """The number of positions that the module has room for; None where nothing limits it."""
+    """The number of positions that the module was made for; None where nothing says so."""
+    config = getattr(module, "config", None)
+    settings = config if isinstance(config, dict) else getattr(config, "__dict__", {})
+    limits = [settings[name] for name in _LENGTHS if isinstance(settings.get(name), int)]
+    room = positions(module)
+    return min([*limits, room] if room is not None else limits, default=None)
+
+
+def positions(module: Any) -> int | None:
+    """Rows of the smallest table of positions, or side of the smallest stored mask: no text can be longer."""
     if not isinstance(module, nn.Module):
         return None
     limits = []
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if not isinstance(tensor, Tensor) or tensor.dim() < 2:
+        if not isinstance(tensor, Tensor) or tensor.dim() < 2 or _ELSEWHERE.search(name):
             continue
         sizes = [size for size in tensor.shape[:-1] if size > 1]
         square = tensor.shape[-1] == tensor.shape[-2] > 1 and _MASK.search(name.rpartition(".")[2])
-        if square or (_POSITION.search(name) and len(sizes) == 1 and "rel" not in name):
-            limits.append(tensor.shape[-1] if square else sizes[0])
-    config = getattr(module, "config", None)
-    settings = config if isinstance(config, dict) else getattr(config, "__dict__", {})
-    limits += [settings[name] for name in _LENGTHS if isinstance(settings.get(name), int)]
-    return min(limits) if limits else None
+        if square:
+            limits.append(tensor.shape[-1])
+        elif _POSITION.search(name) and len(sizes) == 1:
+            limits.append(sizes[0])
+    return min(limits, default=None)
+
+
+def refuse_longer(seq_len: int | None, limit: int | None) -> None:
+    """Errors: ModelError where the user asks for more positions than there are."""
+    if seq_len is not None and limit is not None and seq_len > limit:
+        problem = f"the model has room for {limit} positions."
+        raise ModelError(f"--seq-len {seq_len}", problem, f"Ask for {limit} or fewer.")
 
 
 def image_side(module: Any, patch: Any) -> int:

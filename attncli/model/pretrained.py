@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from attncli.errors import ModelError
 from attncli.model.contracts import BatchOptions, Draw, Made
-from attncli.model.layers import by_name, read_by
+from attncli.model.layers import by_name, positions, read_by, refuse_longer, vocabulary
+from attncli.model.multimodal import modality_of, with_tower
 from attncli.model.signature import Forward
 
 SEQ_LEN = 128
@@ -48,6 +49,10 @@ def pretrained_inputs(
 ) -> Made:
     """Keyword arguments for a model of transformers, `given` ones as they are. Errors: ModelError."""
     most = longest(module)
+    rows = positions(module)
+    if most is not None and rows is not None and most <= rows <= most + 4:
+        # Learned positions, a few of which may be set aside. Rotary ones can go beyond what the config says.
+        refuse_longer(options.seq_len, most)
     ids = (given or {}).get("input_ids")
     ask = Ask(
         module,
@@ -59,6 +64,7 @@ def pretrained_inputs(
         forward.names,
         dict(given or {}),
     )
+    _place_tower(ask)
     main = module.main_input_name
     mains = [main] if isinstance(main, str) else list(main or ())
     wanted = [name for name in mains if name in forward.names]
@@ -127,6 +133,28 @@ def configs(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from configs(value, key)
 
 
+def _place_tower(ask: Ask) -> None:
+    """An image or a sound with its tokens in the text, for a model that has a token for it."""
+    if "input_ids" not in ask.names or "input_ids" in ask.made:
+        return
+    modality = modality_of(ask.module, ask.names, lambda names: _find(ask.config, names))
+    if modality is None:
+        return
+
+    def make(name: str) -> Any:
+        return RECIPES[name].make(ask) if name in RECIPES else None
+
+    token = _find(ask.config, modality.tokens)
+    found = with_tower(ask.module, modality, token, _ids(ask), make, longest(ask.module))
+    if isinstance(found, str):
+        ask.notes.append(f"text alone was run, without an {modality.name}: {found}")
+        return
+    ask.length = found.ids.shape[1]
+    ask.made.update(
+        input_ids=found.ids, **{key: item for key, item in found.inputs.items() if key in ask.names}
+    )
+
+
 # --- values by name -----------------------------------------------------------------------------------
 
 
@@ -173,7 +201,8 @@ def _vocabulary(ask: Ask) -> int:
         rows = getattr(ask.module.get_input_embeddings(), "num_embeddings", None)
     except (AttributeError, NotImplementedError, TypeError):
         rows = None
-    return min(size or rows, rows) if isinstance(rows, int) else size or 2
+    rows = rows if isinstance(rows, int) else vocabulary(ask.module)
+    return min(size or rows, rows) if rows else size or 2
 
 
 def _ids(ask: Ask) -> Tensor:
@@ -250,6 +279,18 @@ def _spectrogram(ask: Ask) -> Tensor:
     return ask.draw.floats(ask.batch, ask.seq_len or 512, int(bands))
 
 
+def _frames_mask(ask: Ask) -> Tensor:
+    """Every frame counts. The frames are the longer of the two axes behind the batch, or the one that is not mel."""
+    features: Tensor = ask.made["input_features"]
+    bands = _find(ask.config, _BANDS, "audio")
+    frames = features.shape[2] if features.shape[1] == bands else features.shape[1]
+    return torch.ones(features.shape[0], frames, dtype=torch.long)
+
+
+def _number(ask: Ask, name: str) -> int:
+    return int(_find(ask.config, (name,)) or 1)
+
+
 def _boxes(ask: Ask) -> Tensor:
     """Boxes (left, top, right, bottom) in 0 … 1000, each with an area."""
     corners = ask.draw.ids((ask.batch, ask.length, 4), 500)
@@ -323,17 +364,26 @@ def _encoder_decoder(ask: Ask) -> bool:
 
 def _two_towers(ask: Ask) -> bool:
     """Text and image beside each other, as in CLIP: without tokens that stand for the image."""
-    sides = {_side(name) for name, _ in configs(ask.config)}
-    return {"text", "image"} <= sides and "input_ids" in ask.names and not _image_token(ask.config)
+    return _beside_text(ask, "image")
 
 
-def _image_token(config: Any) -> int | None:
-    value = _find(config, ("image_token_id", "image_token_index"))
-    return value if isinstance(value, int) else None
+def _heard(ask: Ask) -> bool:
+    """Text and sound beside each other, as in CLAP."""
+    return _beside_text(ask, "audio")
 
 
-def _with_text(ask: Ask) -> bool:
-    return _two_towers(ask)
+def _beside_text(ask: Ask, side: str) -> bool:
+    if (
+        "input_ids" not in ask.names
+        or _find(ask.config, (f"{side}_token_id", f"{side}_token_index")) is not None
+    ):
+        return False
+    return {"text", side} <= {_side(name) for name, _ in configs(ask.config)}
+
+
+def _episode(ask: Ask) -> bool:
+    """States, actions and rewards in turn, as in the decision transformer."""
+    return {"states", "actions", "rewards", "returns_to_go"} <= ask.names
 
 
 class Recipe(NamedTuple):
@@ -366,16 +416,26 @@ _BANDS = (
 
 # The order matters: later rows look at what earlier ones made.
 RECIPES: dict[str, Recipe] = {
-    "input_ids": Recipe(_ids, _with_text),
+    "input_ids": Recipe(_ids, lambda ask: _two_towers(ask) or _heard(ask)),
     "pixel_values": Recipe(_pixel_values, _two_towers),
     "pixel_values_videos": Recipe(_video),
     "input_values": Recipe(_waveform),
-    "input_features": Recipe(_spectrogram),
+    "input_features": Recipe(_spectrogram, _heard),
+    "input_features_mask": Recipe(_frames_mask, lambda ask: "input_features" in ask.made),
     "hidden_states": Recipe(lambda ask: _flat_patches(ask) if "grid_thw" in ask.names else None),
     "grid_thw": Recipe(_grid),
     "image_grid_thw": Recipe(_grid),
     "decoder_input_ids": Recipe(_decoder_ids, _encoder_decoder),
     "bbox": Recipe(_boxes, _always),
+    "states": Recipe(lambda ask: ask.draw.floats(ask.batch, ask.length, _number(ask, "state_dim"))),
+    "actions": Recipe(lambda ask: ask.draw.floats(ask.batch, ask.length, _number(ask, "act_dim")), _episode),
+    "rewards": Recipe(lambda ask: ask.draw.floats(ask.batch, ask.length, 1), _episode),
+    "returns_to_go": Recipe(lambda ask: ask.draw.floats(ask.batch, ask.length, 1), _episode),
+    "timesteps": Recipe(lambda ask: torch.arange(ask.length).expand(ask.batch, -1), _episode),
+    "visual_feats": Recipe(
+        lambda ask: ask.draw.floats(ask.batch, 36, _number(ask, "visual_feat_dim")), _always
+    ),
+    "visual_pos": Recipe(lambda ask: ask.draw.floats(ask.batch, 36, _number(ask, "visual_pos_dim")), _always),
     "past_values": Recipe(_history),
     "past_time_features": Recipe(_time_features),
     "past_observed_mask": Recipe(lambda ask: torch.ones_like(ask.made["past_values"])),

@@ -27,7 +27,8 @@ def load_torchscript(path: Path, options: ModelOptions) -> Runnable:
     device = pick_device(options.device)
     with warnings.catch_warnings(), user_code(str(path), "loading it as TorchScript", _DAMAGED):
         warnings.simplefilter("ignore")  # torch.jit is deprecated; the file is what it is
-        module = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+        load: Any = torch.jit.load
+        module = load(str(path), map_location=device)
         if options.dtype:
             module.to(pick_dtype(options.dtype))
     with user_code(str(path), "setting its mode", "Save it again in the mode that you want.", module):

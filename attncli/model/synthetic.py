@@ -9,7 +9,15 @@ from torch import Tensor
 
 from attncli.errors import ModelError
 from attncli.model.contracts import BatchOptions, Draw, Made, Runnable
-from attncli.model.layers import by_name, first_layer, length_limit, read_by, vocabulary
+from attncli.model.layers import (
+    by_name,
+    first_layer,
+    length_limit,
+    positions,
+    read_by,
+    refuse_longer,
+    vocabulary,
+)
 from attncli.model.pretrained import is_pretrained, pretrained_inputs
 from attncli.model.signature import Forward, Parameter, unwrapped
 
@@ -31,6 +39,8 @@ def _from_code(path: str, module: Any, forward: Forward, options: BatchOptions) 
     draw = Draw(options.seed)
     batch = options.batch_size or BATCH_SIZE
     length = options.seq_len or min(SEQ_LEN, length_limit(module) or SEQ_LEN)
+    if vocabulary(module) is not None:
+        refuse_longer(options.seq_len, positions(module))
     values: dict[str, Any] = {}
     unknown: list[Parameter] = []
     notes: list[str] = []
