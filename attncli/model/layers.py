@@ -257,6 +257,8 @@ _FEATURES = re.compile(
 _POSITION = re.compile(
     r"(^|[._])(\w*pos(ition)?(al|s)?(_?(emb\w*|enc\w*|ids?))?|wpe|pe|rope|rotary\w*)($|[._])"
 )
+# Tables that bound something else than the length of a text.
+_ELSEWHERE = re.compile(r"rel|dist|2d|(^|[._])[xywh]_pos|vision|visual|image|audio|speech|patch")
 _LENGTHS = (
     "block_size",
     "max_seq_len",

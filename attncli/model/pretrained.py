@@ -67,30 +67,33 @@ def pretrained_inputs(
     _place_tower(ask)
     main = module.main_input_name
     mains = [main] if isinstance(main, str) else list(main or ())
-    wanted = [name for name in mains if name in forward.names]
-    wanted += [item.name for item in forward.required if item.name not in wanted]
-    wanted += [name for name, row in RECIPES.items() if name in forward.names and row.also(ask)]
-    unknown = []
-    for name in dict.fromkeys(wanted):
-        if name in ask.made:
-            continue
-        value = RECIPES[name].make(ask) if name in RECIPES else None
-        if value is None:
-            parameter = next(item for item in forward.parameters if item.name == name)
-            found = read_by(module, parameter, ask.draw, ask.batch, ask.length) or by_name(
-                module, parameter, ask.draw, ask.batch, ask.length
-            )
-            value = found.value if found else None
-            if found is None:
-                if parameter.required or name in mains:
-                    unknown.append(name)
-                continue
-        ask.made[name] = value
+    insisted = [name for name in mains if name in forward.names]
+    insisted += [item.name for item in forward.required]
+    unknown = [name for name in dict.fromkeys(insisted) if not _make(ask, forward, name)]
+    for name, row in RECIPES.items():
+        if name in forward.names and name not in insisted and row.also(ask):
+            _make(ask, forward, name)
     if unknown:
         problem = f"what forward wants as {', '.join(unknown)} cannot be told from the config."
         remedy = f"Give it with --input FILE or file.py:batch: forward takes {forward.described()}."
         raise ModelError(type(module).__name__, problem, remedy)
     return Made((), ask.made, tuple(ask.notes))
+
+
+def _make(ask: Ask, forward: Forward, name: str) -> bool:
+    """Adds the argument to what is made; False where it cannot be told."""
+    if name in ask.made:
+        return True
+    value = RECIPES[name].make(ask) if name in RECIPES else None
+    if value is None:
+        parameter = next(item for item in forward.parameters if item.name == name)
+        found = read_by(ask.module, parameter, ask.draw, ask.batch, ask.length)
+        found = found or by_name(ask.module, parameter, ask.draw, ask.batch, ask.length)
+        if found is None:
+            return False
+        value = found.value
+    ask.made[name] = value
+    return True
 
 
 def longest(module: Any) -> int | None:
@@ -145,6 +148,8 @@ def _place_tower(ask: Ask) -> None:
         return RECIPES[name].make(ask) if name in RECIPES else None
 
     token = _find(ask.config, modality.tokens)
+    if token >= _vocabulary(ask):
+        return
     found = with_tower(ask.module, modality, token, _ids(ask), make, longest(ask.module))
     if isinstance(found, str):
         ask.notes.append(f"text alone was run, without an {modality.name}: {found}")
@@ -273,6 +278,9 @@ def _spectrogram(ask: Ask) -> Tensor:
     bands = _find(ask.config, _BANDS, "audio") or 80
     first = _first_convolution(ask.module)
     most = _find(ask.config, ("max_source_positions",), "audio")
+    if _find(ask.config, ("spec_size",), "audio"):
+        # Read as an image with one channel.
+        return ask.draw.floats(ask.batch, 1, 1024, int(bands))
     if first is not None and first.in_channels == bands:
         frames = 2 * most if isinstance(most, int) else 2 * ask.length
         return ask.draw.floats(ask.batch, int(bands), frames)
