@@ -117,6 +117,21 @@ def test_the_folder_of_the_file_is_on_the_path_while_it_runs_and_not_afterwards(
         del sys.modules[name]
 
 
+def test_a_path_that_the_code_adds_itself_is_there_when_it_builds(code, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    code(TINY, "elsewhere/far_away.py")
+    path = code(f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path / "elsewhere")!r})
+
+        def build():
+            import far_away
+            return far_away.build()
+    """)
+    assert load_model(f"{path}:build").parameters > 0
+    del sys.modules["far_away"]
+
+
 def test_building_is_the_same_on_every_run_and_leaves_the_random_state_alone(code):
     spec = f"{code(TINY)}:build"
     before = torch.get_rng_state()

@@ -114,14 +114,16 @@ def callables_in(file: Path) -> list[str]:
 
 @contextlib.contextmanager
 def on_path(folder: str | None) -> Iterator[None]:
-    """`folder` first on sys.path; as before afterwards, whatever the user's code did to the list."""
-    before = list(sys.path)
-    if folder is not None:
-        sys.path.insert(0, folder)
+    """`folder` first on sys.path, and gone again afterwards. What the user's code adds itself stays."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path[:] = before
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
 
 
 # --- importing and building ---------------------------------------------------------------------------
