@@ -212,7 +212,7 @@ CASES = [
             (
                 "ATT406",
                 "error",
-                f"{PATH}: no token sees itself: the causal mask hides the diagonal, so the first 1 row has no key.",
+                f"{PATH}: no token sees itself: the causal mask hides the diagonal, so the first row has no key.",
             )
         ],
         # A cache that is longer than what was written into it.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from attncli.records import Call, Finding
-from attncli.rules.measured import SOFTMAX, Measured, layers_where, many, mask_kinds, number
+from attncli.rules.measured import SOFTMAX, Measured, is_cross, layers_where, many, mask_kinds, number
 from attncli.rules.rule import Observed, Rule
 
 
@@ -123,7 +123,7 @@ def _sides(sources: Iterable[str], calls: dict[int, Call]) -> set[str]:
     for source in sources:
         what, _, name = source.partition(" ")
         call = calls.get(int(name)) if what == "call" and name.isdigit() else None
-        if call is not None and call.kind == "self" and call.mask_kind is not None:
+        if call is not None and not is_cross(call) and call.mask_kind is not None:
             found.add("decoder" if "causal" in mask_kinds(call) else "encoder")
         elif what == "input":
             found |= {side for side, pattern in _SIDES.items() if pattern.search(name)}

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 
 from attncli.records import Finding
-from attncli.rules.measured import Measured, by_layer, measured_calls, number, worst
+from attncli.rules.measured import Measured, by_layer, is_cross, measured_calls, number, worst
 from attncli.rules.rule import Observed, Rule
 from attncli.rules.scales import wrongly_scaled
 
@@ -22,7 +22,7 @@ def _collapse(rule: Rule, observed: Observed) -> Iterator[Finding]:
     judged = [
         seen
         for seen in measured_calls(observed)
-        if seen.call.kind == "self" and seen.call.softmax_axis == "keys" and _is_large(seen)
+        if not is_cross(seen.call) and seen.call.softmax_axis == "keys" and _is_large(seen)
     ]
     heads = [(seen, head) for seen in judged for head in seen.values("entropy_rest")]
     fallen = [(seen, head) for seen, head in heads if head in _collapsed(seen)]
@@ -114,7 +114,7 @@ def _one_token(rule: Rule, observed: Observed) -> Iterator[Finding]:
             all_on_one = (
                 len(masses) == seen.call.heads > 0 and min(masses.values()) > _IGNORES and len(keys) == 1
             )
-            if seen.call.kind == "cross" and all_on_one and _is_large(seen):
+            if is_cross(seen.call) and all_on_one and _is_large(seen):
                 heads = f"all {seen.call.heads} heads lie" if seen.call.heads > 1 else "the only head lies"
                 key, least = int(keys.pop()), min(masses.values())
                 yield rule.finding(

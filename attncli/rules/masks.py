@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from attncli.records import Call, Finding
-from attncli.rules.measured import SOFTMAX, Measured, layers_where, many, mask_kinds, number, worst
+from attncli.rules.measured import SOFTMAX, Measured, is_cross, layers_where, many, mask_kinds, number, worst
 from attncli.rules.rule import Observed, Rule
 
 
@@ -16,7 +16,7 @@ def _diagonal_hidden(rule: Rule, observed: Observed) -> Iterator[Finding]:
         # With fewer queries than keys the rest of a preallocated cache is hidden. Where one weight makes both
         # q and k, each token is its own best match, and its own key is hidden on purpose.
         shared = call.parameters.get("q") is not None and call.parameters.get("q") == call.parameters.get("k")
-        whole = call.queries == call.keys and call.keys > 1 and call.kind != "cross"
+        whole = call.queries == call.keys and call.keys > 1 and not is_cross(call)
         return call.causal_offset is not None and call.causal_offset < 0 and whole and not shared
 
     for layer, seen, count in layers_where(observed, hidden):
@@ -24,7 +24,7 @@ def _diagonal_hidden(rule: Rule, observed: Observed) -> Iterator[Finding]:
         last = "" if offset == -1 else f" nor the {many(-offset - 1, 'token')} before it"
         yield rule.finding(
             f"{layer}: no token sees itself{last}: the causal mask hides the diagonal, so the first "
-            f"{many(-offset, 'row')} {'has' if offset == -1 else 'have'} no key{count}.",
+            f"{'row has' if offset == -1 else f'{-offset} rows have'} no key{count}.",
             layer=layer,
             evidence={"causal_offset": offset},
         )

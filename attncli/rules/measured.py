@@ -99,6 +99,14 @@ def layers_where(
             yield layer, found[0], count
 
 
+def is_cross(call: Call) -> bool:
+    """Whether queries and keys come from two streams that share nothing, or the call is said to be so."""
+    apart = bool(call.query_sources and call.key_sources) and not set(call.query_sources) & set(
+        call.key_sources
+    )
+    return apart or call.kind == "cross"
+
+
 def mask_kinds(call: Call) -> list[str]:
     return (call.mask_kind or "").split(" + ")
 
