@@ -49,7 +49,7 @@ from attncli.trace.statistics import (
     fused_statistics,
     row_sums,
 )
-from attncli.trace.tape import Node, Ran, Ref, Tape
+from attncli.trace.tape import Node, Ran, Ref, Tape, release
 
 
 @dataclass(eq=False, slots=True)
@@ -96,6 +96,9 @@ class Attention:
     linear: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
     _masks: check.Masks = field(default_factory=check.Masks)
+    # What still holds tensors: products that may become scores, and scores that wait for their values.
+    _open: list[Product | Pending] = field(default_factory=list)
+    _made: list[Product | Pending] = field(default_factory=list)
 
     # --- what the tape asks ---------------------------------------------------------------------------
 
@@ -128,6 +131,21 @@ class Attention:
             for product in products(node):
                 product.dropped_out = True
 
+    def close(self) -> None:
+        """Lets go of everything that is still held once the run is over."""
+        for thing in self._made:
+            _let_go(thing)
+            thing.node.carries = ()  # a node that carries itself would wait for the garbage collector
+        self._made.clear()
+        self._open.clear()
+
+    def _holding(self, thing: Product | Pending) -> None:
+        """Remembers what holds tensors; the oldest lets go, for most products turn out to be no scores."""
+        self._made.append(thing)
+        self._open.append(thing)
+        if len(self._open) > _MOST_OPEN:
+            _let_go(self._open.pop(0))
+
     # --- products -------------------------------------------------------------------------------------
 
     def _product(self, tape: Tape, nodes: tuple[Node, ...], run: Ran) -> None:
@@ -137,22 +155,27 @@ class Attention:
         first, second = node.operands[-2:]
         if first.node.constant or second.node.constant:
             self._mixed(node, first, second)
+            release(node)
             return
         for number, (weights, values) in enumerate(((first, second), (second, first))):
             pending = next((t for t in reversed(weights.node.carries) if isinstance(t, Pending)), None)
             if pending is not None:
                 self._claimed(tape, pending, node, weights, values, run, number)
+                release(node)
                 return
         for number, (weights, values) in enumerate(((first, second), (second, first))):
             scores = [p for p in products(weights.node) if not p.spent]
             if scores and contracts_keys(weights, number):
                 self._without_softmax(tape, scores, node, weights, values, run, number)
+                release(node)
                 return
         known: dict[int, Axes] = {}
         left, right = axes(first.node, known), axes(second.node, known)
         made = of_product(node.op.name, left, right, node.shape)
         over_features = not left or any(atom.kind != "position" for atom in left[-1])
-        node.carries = (Product(node, first, second, made, over_features),)
+        product = Product(node, first, second, made, over_features)
+        node.carries = (product,)
+        self._holding(product)
 
     def _mixed(self, node: Node, first: Ref, second: Ref) -> None:
         """A product with a small weight that keeps the size: heads that talk to each other, not a projection."""
@@ -220,12 +243,13 @@ class Attention:
             given, axis, {product.node.serial: product.axes}, _likely_heads(product), product.over_features
         )
         real_keys = columns(product, layout.keys_from)
-        shown = scores.movedim(axis, -1)
+        shown = _unshifted(scores, path).movedim(axis, -1)
         weights = probs.movedim(axis, -1) if probs is not None else shown.softmax(-1)
         sinks = first_key(given, product, layout, real_keys)
         if sinks is not None:
             shown = shown.narrow(-1, sinks, real_keys)
             weights = weights.narrow(-1, sinks, real_keys)
+            layout = layout._replace(keys=real_keys)
         dots = largest_dots(product, layout)
         reach = _reach(dots, path)
         threshold = self._masks.visible_above(path, reach, scores.dtype)
@@ -261,6 +285,7 @@ class Attention:
             recovered,
         )
         node.carries = (*[p for p in products(given) if p is not product][-2:], product, pending)
+        self._holding(pending)
 
     # --- values ---------------------------------------------------------------------------------------
 
@@ -336,6 +361,9 @@ class Attention:
         if dots is not None and before != 1.0:
             dots = tuple(value / before for value in dots)
         self._add(tape, node, Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha))))
+        for thing in (pending, *products(weights.node)):
+            _let_go(thing)
+        self._open = [thing for thing in self._open if not _is_done(thing)]
 
     def _without_softmax(
         self,
@@ -463,6 +491,25 @@ class Attention:
             self.on_call(index + 1)
 
 
+# --- what is held -----------------------------------------------------------------------------------
+
+
+def _let_go(thing: Product | Pending) -> None:
+    """Drops the tensors of scores that are settled, and the way back from their node to them."""
+    if isinstance(thing, Pending):
+        for step in thing.path.steps:
+            release(step.node)
+        thing.path = thing.path._replace(steps=())
+    else:
+        thing.first = thing.first._replace(tensor=None)
+        thing.second = thing.second._replace(tensor=None)
+        release(thing.node)
+
+
+def _is_done(thing: Product | Pending) -> bool:
+    return thing.claimed if isinstance(thing, Pending) else thing.spent
+
+
 # --- axes -------------------------------------------------------------------------------------------
 
 
@@ -495,6 +542,16 @@ def _reach(dots: tuple[float, ...] | None, path: Path) -> float | None:
     if dots is None or path.scale is None:
         return None
     return max(dots, default=0.0) * abs(path.scale)
+
+
+def _unshifted(scores: Tensor, path: Path) -> Tensor:
+    """The scores before their own maximum was subtracted, which says nothing about them."""
+    for step in reversed(path.steps):
+        if step.kind != "shift" or not isinstance(step.value, Tensor):
+            break
+        if step.value.dim() == scores.dim() and step.value.shape[:-1] == scores.shape[:-1]:
+            scores = scores - step.value
+    return scores
 
 
 def _scale(pending: Pending, query: float | None, key: float | None) -> tuple[float | None, dict[str, float]]:
@@ -571,6 +628,6 @@ def _name(dtype: torch.dtype) -> str:
 # Products whose first argument is added to the result.
 _WITH_INPUT = frozenset(("addmm", "baddbmm", "addmv", "addbmm"))
 _MOST_TALKING_HEADS = 256
-_MOST_SINKS = 8
 _NEAR = 16
-_FAR = 64
+# Heads in a Python loop make their products one after the other before any is normalised.
+_MOST_OPEN = 64

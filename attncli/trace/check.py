@@ -78,7 +78,7 @@ def score_rows(
             expected = expected * step.value
         elif step.kind == "cap":
             expected = expected.tanh()
-        elif step.kind == "sum":
+        elif step.kind in ("sum", "shift"):
             expected = expected + _rows_of(step.value, shape, there, wide)
         elif step.kind == "fill" and step.mask is not None:
             mask = step.mask.expand(shape)[there]

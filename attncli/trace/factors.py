@@ -18,7 +18,8 @@ class Step(NamedTuple):
     """One operator between the score product and the softmax, in the order in which they ran.
 
     `kind`: "factor" (`value`), "sum" (`value`: a number or a tensor that is added, with `sign`), "fill"
-    (where `mask` is true the score becomes `value`), "cap" (tanh), "other" (nothing can be said).
+    (where `mask` is true the score becomes `value`), "cap" (tanh), "shift" (`value`, one number per row made of
+    the scores themselves, is added: their maximum, which no softmax can see), "other" (nothing can be said).
     """
 
     kind: str
@@ -245,7 +246,10 @@ def _sum(node: Node, ref: Ref) -> Step:
         tensor = other.tensor
         if tensor is None:
             return Step("sum", None, None, node)
-        return Step("sum", tensor if sign == 1.0 else tensor * sign, None, node, other.node.serial)
+        signed = tensor if sign == 1.0 else tensor * sign
+        if other.shape[-1:] == (1,) and ref.shape[-1:] != (1,) and other.node.carries:
+            return Step("shift", signed, None, node)
+        return Step("sum", signed, None, node, other.node.serial)
     return Step("sum", float(other) * sign, None, node)
 
 
