@@ -62,8 +62,11 @@ def trace(
         tape.name_parameters(model.named_parameters())
         tape.name_parameters(model.named_buffers())
     tape.name_inputs(named_inputs(model, args, kwargs or {}))
-    with _kept(model), _watched(model, tape, listener) as notes, tape:
-        result = run()
+    try:
+        with _kept(model), _watched(model, tape, listener) as notes, tape:
+            result = run()
+    finally:
+        listener.close()
     if tape.failure is not None:
         raise tape.failure
     calls: list[Call] = []

@@ -361,8 +361,9 @@ class Attention:
         if dots is not None and before != 1.0:
             dots = tuple(value / before for value in dots)
         self._add(tape, node, Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha))))
-        for thing in (pending, *products(weights.node)):
-            _let_go(thing)
+        _let_go(pending)
+        for one in products(weights.node):
+            _let_go(one)
         self._open = [thing for thing in self._open if not _is_done(thing)]
 
     def _without_softmax(

@@ -58,6 +58,14 @@ class Node:
     carries: tuple[Any, ...] = ()
 
 
+def release(node: Node) -> None:
+    """Lets go of the tensors that a node held for the listener. Small ones stay: factors are read from them."""
+
+    node.args = tuple(_released(value) for value in node.args)
+    node.kwargs = {key: _released(value) for key, value in node.kwargs.items()}
+    node.operands = tuple(_released(ref) for ref in node.operands)
+
+
 class Listener(Protocol):
     """What a tape tells: one operator has run. `nodes`: one per tensor among its outputs, in order."""
 
@@ -165,18 +173,8 @@ class Tape(TorchDispatchMode):
 
     def _operands(self, op: Op, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any, tuple[Ref, ...]]:
         found: list[Ref] = []
-
-        def replaced(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                ref = Ref(self.node(value), tuple(value.shape), value if value.numel() <= SMALL else None)
-                found.append(ref)
-                return ref
-            if isinstance(value, (list, tuple)):
-                return tuple(replaced(item) for item in value)
-            return value
-
-        new_args = tuple(replaced(value) for value in args)
-        new_kwargs = {key: replaced(value) for key, value in kwargs.items()} if kwargs else {}
+        new_args = tuple(self._replaced(value, found) for value in args)
+        new_kwargs = {key: self._replaced(value, found) for key, value in kwargs.items()} if kwargs else {}
         wanted = self.listener.holds(op, tuple(found)) if found else ()
         if any(wanted):
             tensors = [t for t in _flat((args, tuple(kwargs.values()))) if isinstance(t, Tensor)]
@@ -184,16 +182,20 @@ class Tape(TorchDispatchMode):
                 id(ref): ref._replace(tensor=tensor) if hold else ref
                 for ref, tensor, hold in zip(found, tensors, wanted, strict=True)
             }
-
-            def holding(value: Any) -> Any:
-                if isinstance(value, Ref):
-                    return held[id(value)]
-                return tuple(holding(item) for item in value) if type(value) is tuple else value
-
-            new_args = tuple(holding(value) for value in new_args)
-            new_kwargs = {key: holding(value) for key, value in new_kwargs.items()}
+            new_args = tuple(_holding(value, held) for value in new_args)
+            new_kwargs = {key: _holding(value, held) for key, value in new_kwargs.items()}
             found = [held[id(ref)] for ref in found]
         return new_args, new_kwargs, tuple(found)
+
+    def _replaced(self, value: Any, found: list[Ref]) -> Any:
+        """An argument with a `Ref` for each tensor, which `found` gets as well."""
+        if isinstance(value, Tensor):
+            ref = Ref(self.node(value), tuple(value.shape), value if value.numel() <= SMALL else None)
+            found.append(ref)
+            return ref
+        if isinstance(value, (list, tuple)):
+            return tuple([self._replaced(item, found) for item in value])
+        return value
 
     def _record(
         self, op: Op, before: tuple[Any, Any, tuple[Ref, ...]], args: tuple[Any, ...], outputs: Any
@@ -283,6 +285,23 @@ class Tape(TorchDispatchMode):
     def _next(self) -> int:
         self._serial += 1
         return self._serial
+
+
+# Functions of the module, not of each operator: a function that calls itself by a closure is a cycle, and
+# would keep the tensors it saw until the next garbage collection.
+
+
+def _holding(value: Any, held: Mapping[int, Ref]) -> Any:
+    if isinstance(value, Ref):
+        return held[id(value)]
+    return tuple([_holding(item, held) for item in value]) if type(value) is tuple else value
+
+
+def _released(value: Any) -> Any:
+    if isinstance(value, Ref):
+        tensor = value.tensor
+        return value if tensor is None or tensor.numel() <= SMALL else value._replace(tensor=None)
+    return tuple([_released(item) for item in value]) if type(value) is tuple else value
 
 
 def _carried(nodes: Iterable[Node]) -> tuple[Any, ...]:
