@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attncli.trace import check
-from attncli.trace.axes import Axes, axes, numel, of_product
+from attncli.trace.axes import Atom, Axes, axes, numel, of_product
 from attncli.trace.factors import Path, linear_factor, score_path
 from attncli.trace.kernels import fused
 from attncli.trace.layout import Layout, layout_of
@@ -206,6 +206,8 @@ class Attention:
             return
         scores = run.args[0]
         if node.op.kind != "exponential":
+            if not any(numel(given.shape) >= numel(product.node.shape) for product in products(given)):
+                return  # a sum over the keys, not scores
             self._measured(tape, node, given, scores, run.outputs[0], -1, node.op.kind, True)
             return
         subtracted = next(
@@ -305,6 +307,10 @@ class Attention:
         summed = contracted(axes(weights.node, known), number)
         axis: Literal["keys", "queries", "channels"] = "keys"
         origins = {atom.origin for atom in summed if atom.origin}
+        if summed and pending.layout.keys_from not in origins and _are_heads(summed):
+            # Summed over heads, each weighed by a number of its own: an index of keys, not a reading of values.
+            node.carries = ()
+            return
         if origins and pending.layout.keys_from not in origins:
             axis = "queries"
         elif pending.layout.channels:
@@ -312,7 +318,7 @@ class Attention:
         after = _after_softmax(weights.node, pending)
         sums = None
         if axis == "keys" and not after.dropout and not pending.sinks:
-            sums = row_sums(four_axes(used if number == 0 else used.transpose(-1, -2)))
+            sums = row_sums(four_axes(_keys_last(used, number)))
         normaliser = pending.normaliser
         if normaliser == "softmax by hand" and sums is not None and sums[1] < 0.999:
             normaliser = "softmax plus one"
@@ -382,14 +388,14 @@ class Attention:
         path = score_path(weights.node, product.node, product)
         bends = any(step.kind in ("other", "clamp") for step in path.steps) or not path.steps
         used = run.args[-2 + number] if node.op.name not in _WITH_INPUT else run.args[1 + number]
-        sums = row_sums(four_axes(used if number == 0 else used.transpose(-1, -2))) if bends else None
+        sums = row_sums(four_axes(_keys_last(used, number))) if bends else None
         for one in scores:
             one.spent = True
         if sums is None or not (sums[0] > 0.99 and sums[1] < 1.01):
             self.linear[product.node.module] = self.linear.get(product.node.module, 0) + 1
             node.carries = ()
             return
-        shown = used if number == 0 else used.transpose(-1, -2)
+        shown = _keys_last(used, number)
         self._measured(tape, weights.node, weights.node, shown, shown, -1, "other", True)
         pending = next((t for t in weights.node.carries if isinstance(t, Pending)), None)
         if pending is not None:
@@ -495,6 +501,10 @@ class Attention:
 # --- what is held -----------------------------------------------------------------------------------
 
 
+def _are_heads(summed: tuple[Atom, ...]) -> bool:
+    return all(atom.kind == "feature" for atom in summed)
+
+
 def _let_go(thing: Product | Pending) -> None:
     """Drops the tensors of scores that are settled, and the way back from their node to them."""
     if isinstance(thing, Pending):
@@ -595,6 +605,11 @@ def _after_softmax(weights: Node, pending: Pending) -> _After:
             break
         node = following
     return _After(dropout, masked)
+
+
+def _keys_last(weights: Tensor, number: int) -> Tensor:
+    """The weights of a product as (…, T, S): the first (0) or the second (1) of its operands."""
+    return weights if number == 0 or weights.dim() == 1 else weights.transpose(-1, -2)
 
 
 def _is_random(node: Node) -> bool:

@@ -11,7 +11,7 @@ projection (B, T, E) has the axes ((B, H), (T,), (D,)), where H and D are atoms 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from attncli.trace.tape import Node, Ref
@@ -21,14 +21,18 @@ Kind = Literal["position", "feature", "unknown"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Atom:
-    """One factor of an axis. `origin`: the axis of the score product that it is part of, where it is."""
+    """One factor of an axis. `origin`: the axis of the score product that it is part of, where it is.
+
+    `step`: how many elements of that product's output lie between two of its entries; 0 where unknown.
+    """
 
     size: int
     kind: Kind
     origin: Literal["", "batch", "rows", "columns"] = ""
+    step: int = 0
 
     def sized(self, size: int) -> Atom:
-        return Atom(size, self.kind, self.origin)
+        return replace(self, size=size)
 
 
 Axis = tuple[Atom, ...]
@@ -150,7 +154,7 @@ def _regrouped(before: Axes, shape: Sequence[int]) -> Axes:
                 here.append(atom)
                 need //= atom.size
             elif atom.size % need == 0:
-                here.append(atom.sized(need))
+                here.append(replace(atom, size=need, step=atom.step * (atom.size // need)))
                 atoms.insert(0, atom.sized(atom.size // need))
                 need = 1
             else:
@@ -209,7 +213,7 @@ def of_product(name: str, first: Axes, second: Axes, shape: Sequence[int]) -> Ax
         marked = _marked(((), tuple(a for axis in first[:-1] for a in axis), columns))
         return (*_regrouped((marked[1],), shape[:-1]), marked[2])
     if name in ("mv", "addmv") and len(first) == 2:
-        return _marked(((), (), first[0]))[2:]
+        return _marked(((), first[0], ()))[1:2]
     return _unknown(shape)
 
 
@@ -224,10 +228,15 @@ def _better(first: Axis, second: Axis) -> Axis:
 
 def _marked(three: tuple[Axis, Axis, Axis]) -> Axes:
     marks: tuple[Literal["batch", "rows", "columns"], ...] = ("batch", "rows", "columns")
-    return tuple(
-        tuple(Atom(atom.size, atom.kind, mark) for atom in axis)
-        for axis, mark in zip(three, marks, strict=True)
-    )
+    found: list[Axis] = []
+    step = 1
+    for axis, mark in zip(reversed(three), reversed(marks), strict=True):
+        atoms: list[Atom] = []
+        for atom in reversed(axis):
+            atoms.insert(0, Atom(atom.size, atom.kind, mark, step))
+            step *= atom.size
+        found.insert(0, tuple(atoms))
+    return tuple(found)
 
 
 # --- tables -------------------------------------------------------------------------------------------

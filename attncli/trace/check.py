@@ -105,12 +105,22 @@ class Masks:
         `reach`: the largest magnitude that scaling q·k makes; a mask has to lie clearly beyond it.
         """
         lowest = -_MASKED if reach is None or reach < _MASKED / 2 else -2 * reach
-        fills = [fill for step in path.steps if (fill := self._fill(step)) is not None]
+        fills = self._fills(path)
         if not fills or reach is None:
             return lowest
         mildest = max(fills)
         bias = 0.0 if not self.has_bias(path) else _ROOM_FOR_BIAS
         return mildest / 2 if reach + bias < -mildest / 2 else lowest
+
+    def _fills(self, path: Path) -> list[float]:
+        """The values that hide keys, as they are in the end: a mask may be applied before the scale."""
+        fills: list[float] = []
+        for step in path.steps:
+            if step.kind == "factor" and isinstance(step.value, float):
+                fills = [fill * step.value for fill in fills]
+            elif (fill := self._fill(step)) is not None:
+                fills.append(fill)
+        return fills
 
     def has_bias(self, path: Path) -> bool:
         """Whether anything finite that is no mask was added to the scores."""

@@ -261,6 +261,10 @@ def _fill(node: Node, ref: Ref) -> Step:
         if isinstance(args[1], Ref) and args[1].node is ref.node:
             return Step("fill", _fill_value(args[2]), ~args[0].tensor.bool(), node)
         return Step("fill", _fill_value(args[1]), args[0].tensor.bool(), node)
+    if name == "index_put" and len(args) > 2:
+        return Step("fill", _fill_value(args[2]), None, node)
+    if name in ("triu", "tril"):
+        return Step("fill", 0.0, None, node)
     return Step("other", None, None, node)
 
 

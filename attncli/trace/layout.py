@@ -21,7 +21,11 @@ Roles = list[list[tuple[int, Role]]]
 
 
 class Layout(NamedTuple):
-    """How the axes of the scores are read: sizes, and the view that sets batch, heads and queries apart."""
+    """How the axes of the scores are read: sizes, and the view that sets batch, heads and queries apart.
+
+    `places`: (size, step) of each factor of batch, heads and queries, in this order, where a step counts elements
+    of the product's output; empty where that is not known.
+    """
 
     view: Callable[[Tensor], Tensor]
     batch: int
@@ -30,6 +34,7 @@ class Layout(NamedTuple):
     keys: int
     keys_from: str
     channels: bool
+    places: tuple[tuple[int, int], ...] = ()
 
 
 def layout_of(
@@ -48,19 +53,23 @@ def layout_of(
     marks = [atom.origin for atom in keys_axis if atom.origin]
     keys_from = "rows" if marks and all(mark == "rows" for mark in marks) else "columns"
     channels = not over_features and bool(keys_axis) and all(atom.kind == "feature" for atom in keys_axis)
-    read = roles(found, shape, keys_from, likely_heads)
-    return Layout(viewer(read), *sizes(read), keys, keys_from, channels)
+    read = roles(found, shape, keys_from, likely_heads, channels)
+    return Layout(viewer(read), *sizes(read), keys, keys_from, channels, _places(found, read))
 
 
 def roles(
-    found: Sequence[tuple[Atom, ...]], shape: Sequence[int], keys_from: str, likely_heads: int
+    found: Sequence[tuple[Atom, ...]],
+    shape: Sequence[int],
+    keys_from: str,
+    likely_heads: int,
+    channels: bool = False,
 ) -> Roles:
     """For each leading axis of the scores, its factors and what each stands for."""
     atoms = [atom for axis in found for atom in axis]
     rows = "columns" if keys_from == "rows" else "rows"
     known = not any(atom.kind == "unknown" for atom in atoms)
     has_heads = any(atom.kind == "feature" for atom in atoms)
-    if not known or (not has_heads and len([size for size in shape if size != 1]) >= 3):
+    if not known or (not has_heads and len(shape) >= 3):
         return _conventional(shape, likely_heads)
     # Queries lie on the product's rows. If those are features or nothing, the inner positions are queries.
     on_rows = any(atom.origin == rows and atom.kind == "position" for atom in atoms)
@@ -70,8 +79,14 @@ def roles(
         factors: list[tuple[int, Role]] = []
         for atom in axis:
             role: Role
-            if atom.kind == "feature":
+            if channels and atom.kind == "feature":
+                role = "query" if atom.origin == rows else "head"
+            elif channels:
+                role = "batch"
+            elif atom.kind == "feature":
                 role = "head"
+            elif len(positions) == 1 and atom.origin == "batch":
+                role = "batch"  # one query for each: a decoder's step
             elif on_rows:
                 role = "query" if atom.origin == rows else "batch"
             else:
@@ -79,6 +94,19 @@ def roles(
             factors.append((atom.size, role))
         out.append(factors)
     return out
+
+
+def _places(found: Sequence[tuple[Atom, ...]], read: Roles) -> tuple[tuple[int, int], ...]:
+    placed: dict[Role, list[tuple[int, int]]] = {"batch": [], "head": [], "query": []}
+    for axis, factors in zip(found, read, strict=True):
+        names = [name for _, name in factors] if len(factors) == len(axis) else [factors[0][1]] * len(axis)
+        if len(factors) > 1 and len(factors) != len(axis):
+            return ()
+        for atom, name in zip(axis, names, strict=True):
+            if not atom.step:
+                return ()
+            placed[name].append((atom.size, atom.step))
+    return tuple(place for name in placed.values() for place in name)
 
 
 def _conventional(shape: Sequence[int], likely_heads: int) -> Roles:

@@ -73,7 +73,7 @@ KINDS: dict[str, str] = {
     **_rows("sum", "add sub rsub subtract"),
     **_rows("negative", "neg negative"),
     **_rows("cap", "tanh"),
-    **_rows("fill", "masked_fill where triu tril masked_scatter"),
+    **_rows("fill", "masked_fill where triu tril masked_scatter index_put"),
     **_rows("clamp", "clamp clamp_min clamp_max maximum minimum nan_to_num hardtanh"),
     **_rows("dropout", "dropout native_dropout bernoulli _fused_dropout feature_dropout"),
     **_rows("same", "clone contiguous _to_copy to detach alias lift_fresh lift_fresh_copy copy positive"),

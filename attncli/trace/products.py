@@ -91,13 +91,16 @@ def largest_dots(product: Product, layout: Layout) -> tuple[float, ...] | None:
     if name == "linear":
         second = second.transpose(-1, -2)
     if name in ("mv", "addmv"):
-        first, second = second[None, :], first.transpose(0, 1)
+        second = second[:, None]
     if second.dim() == 2:
         first, second = first.reshape(1, -1, first.shape[-1]), second[None]
     if first.dim() != 3 or second.dim() != 3:
         return None
+    placed = _placed(first, second, layout)
+    if placed is not None:
+        return placed
     found = list(product.axes)
-    if layout.keys_from == "rows" and name not in ("mv", "addmv"):
+    if layout.keys_from == "rows":
         first, second = second.transpose(1, 2), first.transpose(1, 2)
         leading = [*found[:-2], found[-1]]
     else:
@@ -112,6 +115,25 @@ def largest_dots(product: Product, layout: Layout) -> tuple[float, ...] | None:
         return (0.0,) * layout.heads
     per_head = viewer(read)(rows_NT.reshape(-1, 1)).amax(dim=(0, 2, 3))
     return tuple(per_head.double().tolist() if per_head.device.type != "mps" else per_head.tolist())
+
+
+def _placed(first_NTD: Tensor, second_NDS: Tensor, layout: Layout) -> tuple[float, ...] | None:
+    """The same where each factor of the scores' axes is known by its place in the product; else None."""
+    pairs, rows, columns = first_NTD.shape[0], first_NTD.shape[1], second_NDS.shape[2]
+    if layout.keys_from == "rows":
+        first_NTD, second_NDS = second_NDS.transpose(1, 2), first_NTD.transpose(1, 2)
+        places = [(size, step if step < columns else step // rows) for size, step in layout.places]
+    else:
+        places = [(size, step // columns) for size, step in layout.places]
+    count = pairs * first_NTD.shape[1]
+    if numel([size for size, _ in places]) != count or not count:
+        return None
+    if count != layout.batch * layout.heads * layout.queries or not all(step for _, step in places):
+        return None
+    flat = dot_extremes(first_NTD, second_NDS).flatten()
+    in_order = flat.as_strided([size for size, _ in places], [step for _, step in places])
+    per_head = in_order.reshape(layout.batch, layout.heads, layout.queries).amax(dim=(0, 2))
+    return tuple(per_head.tolist())
 
 
 def four_axes(weights: Tensor) -> Tensor:
