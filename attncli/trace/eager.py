@@ -8,11 +8,13 @@ Suffixes: B batch, H heads, T queries, S keys, C the columns of one tile, R chos
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
 from attncli.trace.masks import first_position, mask_facts, visibility
-from attncli.trace.tiles import FIELDS, Edge, Sums, Tile, big, tile_elements, wide
+from attncli.trace.tiles import FIELDS, Sums, Tile, big, edge, wide
 
 
 class EagerScores:
@@ -34,12 +36,17 @@ class EagerScores:
         self.visible_above = visible_above
         self.device = scores_BHTS.device
         self.dtype = torch.float64 if scores_BHTS.dtype == torch.float64 else torch.float32
-        self.elements = tile_elements(self.device)
         self.shared = True
         facts = mask_facts(self._visible, batch, min(1, heads), queries, keys, self.device)
         self.visibility = visibility(facts, batch, queries, keys)
         self.position = first_position(self.visibility.causal_offset, queries, keys)
         self._room = torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def reader(self) -> EagerScores:
+        """The same scores with room of its own, for another thread."""
+        reader = copy.copy(self)
+        reader._room = self._room[:0]
+        return reader
 
     def tile(self, b: slice, h: slice, t: slice, *, counting: bool = False) -> Tile:
         """A copy of these scores, in float32 or better."""
@@ -58,7 +65,7 @@ class EagerScores:
             t,
             0,
             s_BHTC,
-            [Edge(0, part.size(-1), visible_BHTC)],
+            [edge(0, part.size(-1), visible_BHTC)],
             probs_BHTC=None if self.probs_BHTS is None else self.probs_BHTS[b, h, t],
             count_BHT=visible_BHTC.sum(-1),
         )

@@ -9,6 +9,7 @@ value size, N batch times kv heads, C the columns of one tile, R chosen rows.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from attncli.trace.masks import RowFacts, first_position, interval_facts, mask_facts, visibility
-from attncli.trace.tiles import SAFE, Edge, Sums, Tile, big, hide, tile_elements, wide
+from attncli.trace.tiles import SAFE, Edge, Sums, Tile, big, edge, hide, wide
 
 if TYPE_CHECKING:
     from attncli.trace.statistics import FusedCall
@@ -34,7 +35,6 @@ class FusedScores:
         self.group = heads // max(1, kv_heads)
         self.call = call
         self.device = call.q_BHTD.device
-        self.elements = tile_elements(self.device)
         self.mask = _Mask(call, self.shape)
         self.has_bias = self.mask.has_bias
         self.visibility = visibility(self.mask.facts(), batch, queries, keys)
@@ -52,14 +52,20 @@ class FusedScores:
             self.explicit or self.mask.changes_scores or call.soft_cap or not self.scales_queries
         )
         self.bounded = self.plain and call.sinks_H is None and self.bound < SAFE
-        self.saturated_H = torch.zeros(
-            heads, dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
-        )
-        self._hidden_BH = torch.zeros(batch, heads, dtype=self.dtype, device=self.device)
+        self.saturated_BH = torch.zeros(batch, heads, dtype=self.dtype, device=self.device)
+        self._hidden_2BH = torch.zeros(2, batch, heads, dtype=self.dtype, device=self.device)
         self._room = torch.empty(0, dtype=self.dtype, device=self.device)
         self._chunk_key: tuple[int, ...] = ()
+        self._edges: dict[tuple[int, ...], list[Edge]] = {}
         self._ranges: dict[tuple[int | None, ...], tuple[int, int, int, int]] = {}
         self._read_intervals()
+
+    def reader(self) -> FusedScores:
+        """The same scores with room of its own, for another thread."""
+        reader = copy.copy(self)
+        reader._room = self._room[:0]
+        reader._chunk_key = ()
+        return reader
 
     def tile(self, b: slice, h: slice, t: slice, *, counting: bool = False) -> Tile:
         """Scores of these heads and rows; `counting`: each row comes once, so saturated scores may be counted."""
@@ -79,7 +85,7 @@ class FusedScores:
                 s_BHTS.mul_(self.factor)
         if self.explicit:
             visible_BHTS = self.mask.visible(b, h, t).to(self.dtype)
-            tile = Tile(b, h, t, 0, s_BHTS, [Edge(0, keys, visible_BHTS)], finite=self.finite)
+            tile = Tile(b, h, t, 0, s_BHTS, [edge(0, keys, visible_BHTS)], finite=self.finite)
         else:
             tile = self._interval_tile(s_BHTS, b, h, t)
         if self.call.soft_cap:
@@ -90,8 +96,7 @@ class FusedScores:
 
     def output(self, tile: Tile, v_BKSV: Tensor) -> Tensor:
         """softmax(s)·v of a tile, (b, h, t, V) in its dtype; overwrites the tile."""
-        for edge in tile.edges:
-            hide(tile.scores_BHTC[..., edge.start : edge.stop], edge.visible_BHTC, tile.finite)
+        hide(tile)
         s_BHTC = tile.scores_BHTC
         columns = s_BHTC.size(-1)
         if self.call.sinks_H is not None:
@@ -112,6 +117,7 @@ class FusedScores:
         shown = self.visibility
         self.visibility = dataclasses.replace(shown, counted_BHT=shown.allowed_BHT > 0)
         self._ranges.clear()
+        self._edges.clear()
         self._read_intervals()
 
     def dot_absmax(self, sums: Sums) -> Tensor:
@@ -119,7 +125,7 @@ class FusedScores:
         batch, heads, queries, keys = self.shape
         if not batch * queries * keys:
             return wide(torch.zeros(heads, device=self.device))
-        largest_BH = wide(self._hidden_BH)
+        largest_BH = wide(self._hidden_2BH).abs().amax(0)
         if self.plain:
             seen_BHT = wide(sums.rows[:2]).abs()
             # What hides a score is no score.
@@ -143,37 +149,43 @@ class FusedScores:
         if self.plain:
             for part in (s_BHTS[..., :full_start], s_BHTS[..., full_stop:]):
                 self._note_hidden(part, b, h)
-        edges = []
-        spans = [(start, full_start), (full_stop, stop)] if full_start < full_stop else [(start, stop)]
-        low_BHT1, high_BHT1 = (
-            bound_BT[b if bound_BT.size(0) > 1 else slice(0, 1), t][:, None, :, None]
-            for bound_BT in (self._low_BT, self._high_BT)
-        )
-        for first, last in spans:
-            if first < last:
-                column_C = torch.arange(first, last, device=self.device)
-                visible_BHTC = (column_C >= low_BHT1) & (column_C < high_BHT1)
-                edges.append(Edge(first - start, last - start, visible_BHTC.to(self.dtype)))
+        key = (t.start, t.stop, t.step)
+        edges = self._edges.get(key)
+        if edges is None:
+            spans = [(start, full_start), (full_stop, stop)] if full_start < full_stop else [(start, stop)]
+            shared = self._low_BT.size(0) == 1
+            low_BHT1, high_BHT1 = (
+                bound_BT[slice(0, 1) if shared else b, t][:, None, :, None]
+                for bound_BT in (self._low_BT, self._high_BT)
+            )
+            edges = []
+            for first, last in spans:
+                if first < last:
+                    column_C = torch.arange(first, last, device=self.device)
+                    visible_BHTC = (column_C >= low_BHT1) & (column_C < high_BHT1)
+                    edges.append(edge(first - start, last - start, visible_BHTC.to(self.dtype)))
+            if shared and sum(one.visible_BHTC.numel() for one in edges) <= KEPT_EDGE:
+                self._edges[key] = edges
         return Tile(b, h, t, start, s_BHTS[..., start:stop], edges, self.finite, self.bounded)
 
     def _cap(self, tile: Tile, cap: float, counting: bool) -> None:
         s_BHTC = tile.scores_BHTC
         if counting:
             over_BHTC = (s_BHTC.abs() > cap).to(self.dtype)
-            for edge in tile.edges:
-                over_BHTC[..., edge.start : edge.stop].mul_(edge.visible_BHTC)
+            for one in tile.edges:
+                over_BHTC[..., one.start : one.stop].mul_(one.visible_BHTC)
             counted_BHT = self.visibility.counted_BHT.expand(self.shape[:3])[
                 tile.batch, tile.heads, tile.rows
             ]
             over_BHT = torch.where(counted_BHT, over_BHTC.sum(-1), 0)
-            self.saturated_H[tile.heads] += wide(over_BHT).sum((0, 2))
+            self.saturated_BH[tile.batch, tile.heads] += over_BHT.sum(-1)
         s_BHTC.div_(cap).tanh_().mul_(cap)
 
     def _note_hidden(self, s_BHTC: Tensor, b: slice, h: slice) -> None:
         if s_BHTC.size(-1):
-            low_BH, high_BH = s_BHTC.amin((-2, -1)), s_BHTC.amax((-2, -1))
-            largest_BH = self._hidden_BH[b, h]
-            torch.maximum(largest_BH, torch.maximum(high_BH, -low_BH), out=largest_BH)
+            low_BH, high_BH = self._hidden_2BH[:, b, h]
+            torch.minimum(low_BH, s_BHTC.amin((-2, -1)), out=low_BH)
+            torch.maximum(high_BH, s_BHTC.amax((-2, -1)), out=high_BH)
 
     def _logits(self, batch: int, head: int, rows: slice | Tensor, columns: Tensor) -> Tensor:
         """Scores of chosen rows and columns of one head, in float64: (R, C), −Inf where hidden."""
@@ -414,3 +426,5 @@ def _count(mask: Tensor, holds: Callable[[Tensor], Tensor]) -> int:
 # An added value this low hides a key: older models add −1e4 or −1e9, newer ones finfo(dtype).min, which is
 # −65,504 or less in every dtype.
 HIDING = -9000.0
+# Elements of an edge that is kept for the tiles of other heads.
+KEPT_EDGE = 1 << 13

@@ -51,12 +51,16 @@ def head_numbers(
         entropy_BHT = entropy_BHT.clamp(min=0)
         if sums.sinks_H is None:
             entropy_BHT = torch.where(single_BHT & entropy_BHT.isfinite(), 0, entropy_BHT)
-    peak_BHT = rows["peak"] if as_they_are else (rows["peak"] - rows["shift"]).exp() / normaliser_BHT
+    peak_BHT = rows["peak"] if as_they_are else (rows["max"] - rows["shift"]).exp() / normaliser_BHT
     peaky_BHT = torch.where(peak_BHT.isnan(), peak_BHT, wide(peak_BHT > PEAKY))
     several_BHT = counted_BHT & (allowed_BHT > 1)
     counts_H = counted_BHT.sum((0, 2))
 
-    mass_HS = wide(sums.mass_BHS).sum(0) / counts_H.clamp(min=1)[:, None]
+    mass_HS = wide(sums.mass_BHS).sum(0)
+    if mass_HS.size(-1):
+        guessed_H = torch.where(counted_BHT, rows["e_sink"] / normaliser_BHT, 0).sum((0, 2))
+        mass_HS.scatter_add_(-1, sums.guess_H[:, None], guessed_H[:, None])
+    mass_HS /= counts_H.clamp(min=1)[:, None]
     sink_H, sink_mass_H = _sinks(mass_HS, sums.guess_H)
     rest_BHT = _rest(sums, rows, z_BHT, ps_BHT, allowed_BHT, counted_BHT, sink_H, logits, as_they_are, block)
     some_H = counts_H > 0

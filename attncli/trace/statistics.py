@@ -13,8 +13,11 @@ heads, C the columns of one tile, R chosen rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ from attncli.trace.eager import EagerScores
 from attncli.trace.fused import FusedScores
 from attncli.trace.heads import head_numbers
 from attncli.trace.masks import Visibility
-from attncli.trace.tiles import Sums, Tile, hide, tile_elements, tiles
+from attncli.trace.tiles import Reducer, Sums, Tile, head_blocks, hide, row_blocks, tile_elements, wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,14 @@ def fused_statistics(call: FusedCall) -> Numbers:
     """Everything about the scores of one fused call, exact; a NaN or Inf in a head's scores makes them NaN."""
     source = FusedScores(call)
     sums, allowed_BHT, counted_BHT = _summed(source, call.sinks_H)
-    per_head = dict(head_numbers(sums, allowed_BHT, counted_BHT, source, False, source.elements))
+    per_head = dict(head_numbers(sums, allowed_BHT, counted_BHT, source, False, tile_elements(source.device)))
     per_head["dot_absmax"] = tuple(source.dot_absmax(sums).tolist())
     visibility = source.visibility
     per_head.update(_row_counts(visibility, counted_BHT, visibility.masked_BHT, source.shape))
     saturated = None
     if call.soft_cap:
         pairs_H = torch.where(counted_BHT, allowed_BHT, 0).expand(source.shape[:3]).sum((0, 2)).clamp(min=1)
-        saturated = tuple((source.saturated_H / pairs_H).tolist())
+        saturated = tuple((wide(source.saturated_BH).sum(0) / pairs_H).tolist())
     return Numbers(
         per_head=per_head,
         precision={},
@@ -113,7 +116,7 @@ def fused_difference(call: FusedCall, out_BHTV: Tensor, rows: int = 16) -> float
     worst = torch.zeros((), dtype=source.dtype, device=out_BHTV.device)
     largest = torch.zeros_like(worst)
     for chosen in spread:
-        for b, h, t in tiles(batch, heads, queries, keys, source.group, source.elements, chosen):
+        for b, h, t in _tiles(source.shape, source.group, source.device, chosen):
             tile = source.tile(b, h, t)
             expected_BHTV = source.output(tile, call.v_BKSV)
             got_BHTV = out_BHTV[b, h, t].to(expected_BHTV.dtype)
@@ -140,7 +143,9 @@ def eager_statistics(
     source = EagerScores(scores_BHTS, probs_BHTS, visible_above, recompute)
     sums, allowed_BHT, counted_BHT = _summed(source, None)
     allowed_BHT, counted_BHT, masked_BHT = source.recounted(sums)
-    per_head = dict(head_numbers(sums, allowed_BHT, counted_BHT, source, not recompute, source.elements))
+    per_head = dict(
+        head_numbers(sums, allowed_BHT, counted_BHT, source, not recompute, tile_elements(source.device))
+    )
     visibility = source.visibility
     per_head.update(_row_counts(visibility, counted_BHT, masked_BHT, source.shape))
     return Numbers(
@@ -165,7 +170,7 @@ def dot_extremes(q_NTD: Tensor, k_NDS: Tensor) -> Tensor:
     found_NT = torch.zeros(pairs, queries, dtype=dtype, device=q_NTD.device)
     if not keys:
         return found_NT
-    for n, _, t in tiles(pairs, 1, queries, keys, 1, tile_elements(q_NTD.device)):
+    for n, _, t in _tiles((pairs, 1, queries, keys), 1, q_NTD.device):
         dots_NTS = torch.bmm(q_NTD[n, t].to(dtype), k_NDS[n].to(dtype))
         found_NT[n, t] = torch.maximum(dots_NTS.amax(-1), -dots_NTS.amin(-1))
     if dtype == torch.float32 and q_NTD.device.type != "mps" and not bool(found_NT.isfinite().all()):
@@ -185,7 +190,7 @@ def row_sums(weights_BHTS: Tensor) -> tuple[float, float]:
     high = -low
     if not weights_BHTS.numel():
         return math.nan, math.nan
-    for b, h, t in tiles(batch, heads, queries, keys, 1, tile_elements(weights_BHTS.device)):
+    for b, h, t in _tiles((batch, heads, queries, keys), 1, weights_BHTS.device):
         weights = weights_BHTS[b, h, t]
         sums_BHT = weights.sum(-1, dtype=dtype)
         empty_BHT = (sums_BHT == 0) & ~(weights != 0).any(-1)
@@ -202,46 +207,98 @@ def _summed(source: FusedScores | EagerScores, sinks_H: Tensor | None) -> tuple[
     batch, heads, queries, keys = source.shape
     visibility = source.visibility
     counted_BHT = visibility.counted_BHT.expand(batch, heads, queries)
-    sums = Sums(
-        source.shape,
-        counted_BHT,
-        torch.zeros(heads, dtype=torch.int64, device=counted_BHT.device),
-        source.position,
-        source.order_BS,
-        sinks_H,
-        source.dtype,
-    )
-    if batch * heads * queries * keys:
-        sums.guess_H = _likely_sinks(source, counted_BHT)
-        for b, h, t in tiles(batch, heads, queries, keys, source.group, source.elements):
-            sums.add(source.tile(b, h, t, counting=True))
+    sums = Sums(source.shape, counted_BHT, source.position, source.order_BS, sinks_H, source.dtype)
+    if not batch * heads * queries * keys:
+        return sums, visibility.allowed_BHT, counted_BHT
+    blocks = list(head_blocks(batch, heads, queries, keys, source.group, source.device))
+    sample = row_blocks(queries, keys, source.device, slice(0, queries, max(1, queries // SAMPLE)))
+    rows = row_blocks(queries, keys, source.device)
+    mass_BHS = torch.zeros_like(sums.mass_BHS)
+
+    def look(reader: FusedScores | EagerScores, blocks: Iterator[tuple[slice, slice]]) -> None:
+        for b, h in blocks:
+            for t in sample:
+                _add_sample(reader.tile(b, h, t), counted_BHT, mass_BHS)
+
+    def reduce(reader: FusedScores | EagerScores, blocks: Iterator[tuple[slice, slice]]) -> None:
+        reducer = Reducer(sums)
+        for b, h in blocks:
+            for t in rows:
+                reducer.add(reader.tile(b, h, t, counting=True))
+
+    _share(source, blocks, look)
+    sums.settle(mass_BHS.sum(0).argmax(-1))
+    _share(source, blocks, reduce)
     return sums, visibility.allowed_BHT, counted_BHT
 
 
-def _likely_sinks(source: FusedScores | EagerScores, counted_BHT: Tensor) -> Tensor:
-    """The column with the largest mass over some spread rows, per head.
+def _share(
+    source: FusedScores | EagerScores,
+    blocks: list[tuple[slice, slice]],
+    work: Callable[[Any, Iterator[tuple[slice, slice]]], None],
+) -> None:
+    """Runs `work` on all blocks: on CPU by threads with blocks of their own.
 
-    A guess only: it decides which key is summed apart, never what is reported.
+    Torch's own threads meet after every operation and wait busily: with tiles this small that costs more
+    than it gains, and on a shared core a hundred times more.
     """
-    batch, heads, queries, keys = source.shape
-    mass_HS = torch.zeros(heads, keys, dtype=source.dtype, device=counted_BHT.device)
-    sample = slice(0, queries, max(1, queries // SAMPLE))
-    for b, h, t in tiles(batch, heads, queries, keys, source.group, source.elements, sample):
-        tile = source.tile(b, h, t)
-        probs_BHTC = _probabilities(tile)
-        columns = slice(tile.first, tile.first + probs_BHTC.size(-1))
-        weights_BHT = counted_BHT[b, h, t].to(probs_BHTC.dtype)
-        mass_BHC = torch.bmm(weights_BHT.flatten(0, 1)[:, None], probs_BHTC.flatten(0, 1))
-        mass_HS[h, columns] += mass_BHC.view(weights_BHT.size(0), -1, probs_BHTC.size(-1)).sum(0)
-    return mass_HS.argmax(-1)
+    before = torch.get_num_threads()
+    workers = min(before, len(blocks)) if source.device.type == "cpu" else 1
+    if workers == 1:
+        work(source, iter(blocks))
+        return
+    lock = threading.Lock()
+    left = iter(blocks)
+    inference = torch.is_inference_mode_enabled()
+
+    def taken() -> Iterator[tuple[slice, slice]]:
+        while True:
+            with lock:
+                block = next(left, None)
+            if block is None:
+                return
+            yield block
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        # Grad and inference mode are each thread's own.
+        with torch.inference_mode(inference), torch.no_grad():
+            work(source.reader(), taken())
+
+    try:
+        with ThreadPoolExecutor(workers, "attncli-tiles") as pool:
+            for future in [pool.submit(run) for _ in range(workers)]:
+                future.result()
+    finally:
+        # For threads that start later; this thread's own number never changed.
+        torch.set_num_threads(before)
 
 
-def _probabilities(tile: Tile) -> Tensor:
-    if tile.probs_BHTC is not None:
-        return tile.probs_BHTC.to(tile.scores_BHTC.dtype)
-    for edge in tile.edges:
-        hide(tile.scores_BHTC[..., edge.start : edge.stop], edge.visible_BHTC, tile.finite)
-    return torch.softmax(tile.scores_BHTC, -1)
+def _add_sample(tile: Tile, counted_BHT: Tensor, mass_BHS: Tensor) -> None:
+    """Adds the probabilities of a tile's rows to their columns.
+
+    From these a sink key is guessed: which key is summed apart, never what is reported.
+    """
+    hide(tile)
+    probs_BHTC = tile.probs_BHTC
+    if probs_BHTC is None:
+        probs_BHTC = torch.softmax(tile.scores_BHTC, -1)
+    weights_BHT = counted_BHT[tile.batch, tile.heads, tile.rows].to(mass_BHS.dtype)
+    probs_NTC = probs_BHTC.to(mass_BHS.dtype).flatten(0, 1)
+    mass_N1C = torch.bmm(weights_BHT.flatten(0, 1)[:, None], probs_NTC)
+    columns = slice(tile.first, tile.first + probs_NTC.size(-1))
+    target_BHC = mass_BHS[tile.batch, tile.heads, columns]
+    target_BHC += mass_N1C.view(target_BHC.shape)
+
+
+def _tiles(
+    shape: tuple[int, int, int, int], group: int, device: torch.device, within: slice | None = None
+) -> Iterator[tuple[slice, slice, slice]]:
+    batch, heads, queries, keys = shape
+    rows = row_blocks(queries, keys, device, within)
+    for b, h in head_blocks(batch, heads, queries, keys, group, device):
+        for t in rows:
+            yield b, h, t
 
 
 def _row_counts(
