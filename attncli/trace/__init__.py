@@ -217,6 +217,9 @@ def _measurements(call: Call, seen: Seen) -> Iterator[Measurement]:
     if call.normaliser not in _SUMS_TO_ONE:
         for metric in _OF_DISTRIBUTIONS:
             per_head.pop(metric, None)
+    if call.normaliser == "other":  # only the probabilities were seen, not the scores
+        for metric in _OF_SCORES:
+            per_head.pop(metric, None)
     if seen.dots is not None:
         per_head["dot_absmax"] = seen.dots
         if call.stored != "nothing" and seen.dots:
@@ -249,6 +252,7 @@ _OUR_DOING = ("Using `torch.compile", "flex_attention called without torch.compi
 _SUMS_TO_ONE = ("softmax", "softmax by hand", "other")
 _LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in ("float16", "bfloat16", "float32")}
 _OF_DISTRIBUTIONS = ("entropy", "entropy_min", "entropy_ratio", "entropy_rest")
+_OF_SCORES = ("score_max", "score_min", "score_std")
 _ORDER = (
     *("entropy", "entropy_min", "entropy_ratio", "entropy_rest", "sink_mass", "sink_key"),
     *("score_max", "score_min", "score_std", "dot_absmax", "reach", "peaky_rows"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attncli.trace import check
-from attncli.trace.axes import Atom, Axes, axes, numel, of_product
+from attncli.trace.axes import Atom, Axes, Axis, axes, numel, of_product
 from attncli.trace.factors import Path, linear_factor, score_path
 from attncli.trace.kernels import fused
 from attncli.trace.layout import Layout, layout_of
@@ -35,12 +35,16 @@ from attncli.trace.products import (
     columns,
     contracted,
     contracts_keys,
+    contracts_scores,
     first_key,
     four_axes,
     is_heads,
     largest_dots,
     main_product,
+    may_sum_up,
+    product_of_factors,
     products,
+    summed_factors,
 )
 from attncli.trace.statistics import (
     Numbers,
@@ -99,6 +103,7 @@ class Attention:
     # What still holds tensors: products that may become scores, and scores that wait for their values.
     _open: list[Product | Pending] = field(default_factory=list)
     _made: list[Product | Pending] = field(default_factory=list)
+    _factors: list[Node] = field(default_factory=list)
 
     # --- what the tape asks ---------------------------------------------------------------------------
 
@@ -109,6 +114,8 @@ class Attention:
             if len(pair) == 2 and not any(ref.node.constant for ref in pair):
                 return (True,) * len(operands)
             return ()
+        if op.kind == "factor" and may_sum_up(op, operands):
+            return (True,) * len(operands)
         if op.kind in ("sum", "fill") and any(products(ref.node) for ref in operands):
             return tuple(not ref.node.carries or ref.shape[-1:] == (1,) for ref in operands)
         return ()
@@ -122,6 +129,12 @@ class Attention:
             self._by_hand(tape, nodes, run)
         elif op.kind == "fused":
             self._fused(tape, nodes, run)
+        elif op.kind == "factor" and may_sum_up(op, nodes[0].operands):
+            self._factors.append(nodes[0])
+            if len(self._factors) > _MOST_FACTORS:
+                release(self._factors.pop(0))
+        elif op.kind == "total" and op.name == "sum":
+            self._summed(tape, nodes[0])
         elif op.kind == "opaque":
             self._opaque(tape, nodes, run)
 
@@ -136,6 +149,9 @@ class Attention:
         for thing in self._made:
             _let_go(thing)
             thing.node.carries = ()  # a node that carries itself would wait for the garbage collector
+        for node in self._factors:
+            release(node)
+        self._factors.clear()
         self._made.clear()
         self._open.clear()
 
@@ -160,7 +176,9 @@ class Attention:
         for number, (weights, values) in enumerate(((first, second), (second, first))):
             pending = next((t for t in reversed(weights.node.carries) if isinstance(t, Pending)), None)
             if pending is not None:
-                self._claimed(tape, pending, node, weights, values, run, number)
+                used = _keys_last(_operand(node, run, number), number)
+                summed = contracted(axes(weights.node, _known(pending)), number)
+                self._claimed(tape, pending, node, weights, values, used, summed)
                 release(node)
                 return
         for number, (weights, values) in enumerate(((first, second), (second, first))):
@@ -176,6 +194,31 @@ class Attention:
         product = Product(node, first, second, made, over_features)
         node.carries = (product,)
         self._holding(product)
+
+    def _summed(self, tape: Tape, node: Node) -> None:
+        """A matrix product spelled (a * b).sum(dim), its factors broadcast against each other."""
+        factors = summed_factors(node)
+        if factors is None:
+            return
+        for weights, values in ((factors.first, factors.second), (factors.second, factors.first)):
+            pending = next((t for t in reversed(weights.node.carries) if isinstance(t, Pending)), None)
+            if pending is not None:
+                at = factors.axis - len(node.operands[0].shape)
+                if weights.tensor is None or -at > len(weights.shape):
+                    return
+                summed = axes(weights.node, _known(pending))[at]
+                if weights.shape[at] == pending.layout.keys and contracts_scores(summed):
+                    used = weights.tensor.movedim(at, -1)
+                    self._claimed(tape, pending, node, weights, values, used, summed)
+                    release(node.operands[0].node)
+                return
+        if products(node):
+            return
+        product = product_of_factors(node, factors)
+        if product is not None:
+            node.carries = (product,)
+            self._holding(product)
+            release(node.operands[0].node)
 
     def _mixed(self, node: Node, first: Ref, second: Ref) -> None:
         """A product with a small weight that keeps the size: heads that talk to each other, not a projection."""
@@ -266,7 +309,9 @@ class Attention:
         else:
             answer = check.Answer(True, None, "")
         replayed = (
-            check.score_rows(scores, product, path, threshold) if axis in (-1, scores.dim() - 1) else None
+            check.score_rows(scores, product, path, threshold)
+            if axis in (-1, scores.dim() - 1) and normaliser != "other"
+            else None
         )
         recovered = path.scale is not None and (replayed is None or replayed.explained)
         if replayed is not None and replayed.explained and answer.explained:
@@ -292,9 +337,16 @@ class Attention:
     # --- values ---------------------------------------------------------------------------------------
 
     def _claimed(
-        self, tape: Tape, pending: Pending, node: Node, weights: Ref, values: Ref, run: Ran, number: int
+        self,
+        tape: Tape,
+        pending: Pending,
+        node: Node,
+        weights: Ref,
+        values: Ref,
+        used: Tensor,
+        summed: Axis,
     ) -> None:
-        """The weights meet their values: the call is complete."""
+        """The weights meet their values: the call is complete. `used`: the weights (…, T, S), `summed`: S."""
         if pending.claimed:  # relative values, or one part of the keys after the other
             node.carries = ()
             return
@@ -302,9 +354,6 @@ class Attention:
         product = pending.product
         for one in products(weights.node):
             one.spent = True
-        used = run.args[-2 + number] if node.op.name not in _WITH_INPUT else run.args[1 + number]
-        known = {product.node.serial: product.axes}
-        summed = contracted(axes(weights.node, known), number)
         axis: Literal["keys", "queries", "channels"] = "keys"
         origins = {atom.origin for atom in summed if atom.origin}
         if summed and pending.layout.keys_from not in origins and _are_heads(summed):
@@ -317,8 +366,13 @@ class Attention:
             axis = "channels"
         after = _after_softmax(weights.node, pending)
         sums = None
+        # exp(s)·v may be divided by its sum only afterwards: such weights need not sum to 1.
         if axis == "keys" and not after.dropout and not pending.sinks:
-            sums = row_sums(four_axes(_keys_last(used, number)))
+            sums = row_sums(four_axes(used))
+        # exp(s)·v may be divided by its sum only afterwards: such weights need not sum to 1.
+        by_hand = pending.normaliser == "softmax by hand" and not after.divided
+        if sums is not None and by_hand and not (sums[0] > 0.99 and sums[1] < 1.01):
+            sums = None
         normaliser = pending.normaliser
         if normaliser == "softmax by hand" and sums is not None and sums[1] < 0.999:
             normaliser = "softmax plus one"
@@ -361,7 +415,7 @@ class Attention:
             "explained": pending.explained.explained,
             "difference": pending.explained.difference,
             "reason": pending.explained.reason,
-            **_mask_facts(pending.numbers, pending.path, self._masks, axis),
+            **_mask_facts(pending, self._masks, axis),
         }
         dots = pending.dots
         if dots is not None and before != 1.0:
@@ -387,21 +441,19 @@ class Attention:
         assert product is not None
         path = score_path(weights.node, product.node, product)
         bends = any(step.kind in ("other", "clamp") for step in path.steps) or not path.steps
-        used = run.args[-2 + number] if node.op.name not in _WITH_INPUT else run.args[1 + number]
-        sums = row_sums(four_axes(_keys_last(used, number))) if bends else None
-        for one in scores:
-            one.spent = True
+        shown = _keys_last(_operand(node, run, number), number)
+        sums = row_sums(four_axes(shown)) if bends else None
         if sums is None or not (sums[0] > 0.99 and sums[1] < 1.01):
             self.linear[product.node.module] = self.linear.get(product.node.module, 0) + 1
             node.carries = ()
+            for one in scores:
+                one.spent = True
             return
-        shown = _keys_last(used, number)
         self._measured(tape, weights.node, weights.node, shown, shown, -1, "other", True)
         pending = next((t for t in weights.node.carries if isinstance(t, Pending)), None)
         if pending is not None:
-            for one in scores:
-                one.spent = False
-            self._claimed(tape, pending, node, weights, values, run, number)
+            summed = contracted(axes(weights.node, _known(pending)), number)
+            self._claimed(tape, pending, node, weights, values, shown, summed)
 
     # --- fused kernels --------------------------------------------------------------------------------
 
@@ -577,11 +629,12 @@ def _scale(pending: Pending, query: float | None, key: float | None) -> tuple[fl
 class _After(NamedTuple):
     dropout: float
     masked: bool
+    divided: bool
 
 
 def _after_softmax(weights: Node, pending: Pending) -> _After:
     """What happened to the probabilities between the softmax and the values."""
-    dropout, masked = 0.0, False
+    dropout, masked, divided = 0.0, False, False
     node = weights
     for _ in range(_NEAR):
         if node is pending.node or not node.operands:
@@ -591,6 +644,7 @@ def _after_softmax(weights: Node, pending: Pending) -> _After:
             dropout = float(chance) if isinstance(chance, (int, float)) else 0.0
         elif node.op.kind == "factor" and len(node.operands) == 2:
             other = next((ref for ref in node.operands if pending not in ref.node.carries), None)
+            divided = divided or any(ref.shape[-1:] == (1,) for ref in node.operands)
             if other is not None and numel(other.shape) > 1:
                 if _is_random(other.node):
                     dropout = dropout or 0.5
@@ -600,11 +654,23 @@ def _after_softmax(weights: Node, pending: Pending) -> _After:
             masked = True
         elif node.op.kind == "factor" and len(node.args) == 2 and isinstance(node.args[1], (int, float)):
             pass
-        following = next((ref.node for ref in node.operands if pending in ref.node.carries), None)
+        # e / e.sum(): both come from the softmax; the way leads through the larger.
+        ours = [ref for ref in node.operands if pending in ref.node.carries]
+        following = max(ours, key=lambda ref: numel(ref.shape)).node if ours else None
         if following is None:
             break
         node = following
-    return _After(dropout, masked)
+    return _After(dropout, masked, divided)
+
+
+def _operand(node: Node, run: Ran, number: int) -> Tensor:
+    """The first (0) or the second (1) factor of a product that has just run."""
+    operand: Tensor = run.args[1 + number] if node.op.name in _WITH_INPUT else run.args[-2 + number]
+    return operand
+
+
+def _known(pending: Pending) -> dict[int, Axes]:
+    return {pending.product.node.serial: pending.product.axes}
 
 
 def _keys_last(weights: Tensor, number: int) -> Tensor:
@@ -622,11 +688,13 @@ def _is_random(node: Node) -> bool:
     return False
 
 
-def _mask_facts(numbers: Numbers, path: Path, masks: check.Masks, axis: str) -> dict[str, Any]:
+def _mask_facts(pending: Pending, masks: check.Masks, axis: str) -> dict[str, Any]:
     if axis == "channels":
         return {"mask_kind": "none"}
-    kind = numbers.mask_kind
-    if masks.has_bias(path):
+    if pending.normaliser == "other":
+        return {"mask_kind": None}  # a probability of 0 may be a mask or the normaliser's own
+    numbers, kind = pending.numbers, pending.numbers.mask_kind
+    if masks.has_bias(pending.path):
         kind = _with_bias(kind)
     return {"mask_kind": kind, "window": numbers.window, "causal_offset": numbers.causal_offset}
 
@@ -645,5 +713,7 @@ def _name(dtype: torch.dtype) -> str:
 _WITH_INPUT = frozenset(("addmm", "baddbmm", "addmv", "addbmm"))
 _MOST_TALKING_HEADS = 256
 _NEAR = 16
+# A broadcast product is summed at once, or it is no matrix product.
+_MOST_FACTORS = 4
 # Heads in a Python loop make their products one after the other before any is normalised.
 _MOST_OPEN = 64

@@ -110,6 +110,9 @@ def _through(node: Node, ref: Ref, before: Axes) -> Axes:
     if kind == "join" and node.op.name == "stack":
         axis = _argument(node, 1, "dim", 0) % len(shape)
         return (*before[:axis], _axis(shape[axis], "unknown"), *before[axis:])
+    if node.op.name in _REDUCING and len(shape) < len(old):
+        gone = _reduced(node, len(old))
+        return tuple(item for number, item in enumerate(before) if number not in gone)
     if len(shape) > len(old):  # broadcast against something with more axes
         return (
             *(_axis(size, "unknown") for size in shape[: len(shape) - len(old)]),
@@ -182,6 +185,14 @@ def _dropped(node: Node, rank: int) -> int:
     return _argument(node, position, "dim", default) % rank
 
 
+def _reduced(node: Node, rank: int) -> set[int]:
+    """The axes that a reduction takes away."""
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if isinstance(dims, int):
+        dims = (dims,)
+    return {dim % rank for dim in dims} if isinstance(dims, (list, tuple)) else set(range(rank))
+
+
 def _argument(node: Node, position: int, name: str, default: int) -> int:
     value = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
     return value if isinstance(value, int) else default
@@ -205,28 +216,51 @@ def numel(shape: Sequence[int]) -> int:
 def of_product(name: str, first: Axes, second: Axes, shape: Sequence[int]) -> Axes:
     """The axes of a matrix product's output, its atoms marked with the side that they come from."""
     if name in ("mm", "addmm") and len(first) == len(second) == 2:
-        return _marked(((), first[0], second[1]))[1:]
+        return marked((), first[0], second[1])[1:]
     if name in ("bmm", "baddbmm") and len(first) == len(second) == 3:
-        return _marked((_better(first[0], second[0]), first[1], second[2]))
+        return marked(better(first[0], second[0]), first[1], second[2])
     if name in ("linear", "matmul") and len(first) >= 2 and len(second) == 2 and len(shape) == len(first):
         columns = second[0] if name == "linear" else second[1]
-        marked = _marked(((), tuple(a for axis in first[:-1] for a in axis), columns))
-        return (*_regrouped((marked[1],), shape[:-1]), marked[2])
+        of_all = marked((), tuple(a for axis in first[:-1] for a in axis), columns)
+        return (*_regrouped((of_all[1],), shape[:-1]), of_all[2])
     if name in ("mv", "addmv") and len(first) == 2:
-        return _marked(((), first[0], ()))[1:2]
+        return marked((), first[0], ())[1:2]
     return _unknown(shape)
 
 
-def _better(first: Axis, second: Axis) -> Axis:
-    """Of the two sides' views of the batch axis, the one that knows where the heads are."""
+def better(first: Axis, second: Axis) -> Axis:
+    """The batch axis of a product as both sides know it: factor by factor, heads where either side has them.
 
+    Keys that were repeated for their group of queries no longer show what a factor is; the queries do. An axis
+    that cannot be cut into common factors stays as the side sees it that knows more.
+    """
+    left, right = list(first), list(second)
+    out: list[Atom] = []
+    while left and right:
+        one, other = left.pop(), right.pop()
+        size = min(one.size, other.size)
+        if max(one.size, other.size) % size:
+            return _knowing(first, second)
+        if one.size > size:
+            left.append(one.sized(one.size // size))
+        if other.size > size:
+            right.append(other.sized(other.size // size))
+        kinds = {one.kind, other.kind}
+        kind: Kind = "feature" if "feature" in kinds else "position" if "position" in kinds else "unknown"
+        out.insert(0, Atom(size, kind))
+    return _knowing(first, second) if left or right else tuple(out)
+
+
+def _knowing(first: Axis, second: Axis) -> Axis:
     def rank(axis: Axis) -> tuple[bool, bool]:
         return (not any(a.kind == "unknown" for a in axis), any(a.kind == "feature" for a in axis))
 
     return max((first, second), key=rank)
 
 
-def _marked(three: tuple[Axis, Axis, Axis]) -> Axes:
+def marked(batch: Axis, rows: Axis, columns: Axis) -> Axes:
+    """The three axes of a product's output, their atoms marked with the one they lie on and their steps."""
+    three = (batch, rows, columns)
     marks: tuple[Literal["batch", "rows", "columns"], ...] = ("batch", "rows", "columns")
     found: list[Axis] = []
     step = 1
@@ -242,5 +276,6 @@ def _marked(three: tuple[Axis, Axis, Axis]) -> Axes:
 # --- tables -------------------------------------------------------------------------------------------
 
 _DROPPING = frozenset(("select", "unbind", "select_copy", "unbind_copy"))
+_REDUCING = frozenset(("sum", "mean", "amax", "amin", "max", "min", "logsumexp", "prod"))
 # Longer walks lead through a residual stream, not to a projection.
 _LONGEST = 400

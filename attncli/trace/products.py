@@ -6,12 +6,15 @@ Shapes: N leading axes of a matrix product, H query heads, T queries, S keys, D 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
-from attncli.trace.axes import Atom, Axes, axes, numel
+from attncli.trace.axes import Atom, Axes, Axis, axes, better, marked, numel
 from attncli.trace.layout import Layout, roles, sizes, viewer
+from attncli.trace.ops import Op
 from attncli.trace.statistics import dot_extremes
 from attncli.trace.tape import Node, Ref
 
@@ -43,13 +46,101 @@ def main_product(products: list[Product]) -> Product | None:
     )
 
 
+class Factors(NamedTuple):
+    """Two factors whose product was summed over `axis` of the product's shape: a matrix product in two steps."""
+
+    first: Ref
+    second: Ref
+    axis: int
+
+
+def may_sum_up(op: Op, operands: Sequence[Ref]) -> bool:
+    """Whether a multiplication may be half of a matrix product: two computed tensors, one repeated for the other.
+
+    x · (a number per row), as in norms, is none; nor is a gate, which repeats nothing.
+    """
+    if op.name not in ("mul", "multiply") or len(operands) != 2:
+        return False
+    first, second = operands
+    if first.node.constant or second.node.constant or not first.shape or not second.shape:
+        return False
+    pairs = _pairs(first.shape, second.shape)
+    grows = any(a == 1 != b for a, b in pairs), any(b == 1 != a for a, b in pairs)
+    if all(grows):
+        return True
+    return any(grows) and (
+        pairs[-1][0] == pairs[-1][1] != 1 or bool(first.node.carries or second.node.carries)
+    )
+
+
+def summed_factors(node: Node) -> Factors | None:
+    """The factors of (a * b).sum(dim); None where this sum is of something else."""
+    made = node.operands[0].node if node.operands else node
+    dims = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(dims, tuple) or len(dims) != 1 or not may_sum_up(made.op, made.operands):
+        return None
+    first, second = made.operands
+    rank = len(made.shape)
+    return Factors(first, second, dims[0] % rank)
+
+
+def product_of_factors(node: Node, factors: Factors) -> Product | None:
+    """The product as one of matrices (N, T, D) and (N, D, S), where the sum really makes one."""
+    first, second, axis = factors
+    if first.tensor is None or second.tensor is None:
+        return None
+    pairs = _pairs(first.shape, second.shape)
+    rank = len(pairs)
+    rows = [i for i, (a, b) in enumerate(pairs) if b == 1 != a]
+    columns = [i for i, (a, b) in enumerate(pairs) if a == 1 != b]
+    batch = [i for i in range(rank) if i not in (*rows, *columns, axis)]
+    if pairs[axis][0] != pairs[axis][1] or axis in (*rows, *columns) or not (rows or columns):
+        return None
+    known: dict[int, Axes] = {}
+    sides = [
+        ((),) * (rank - len(ref.shape)) + axes(ref.node, known)
+        if len(axes(ref.node, known)) == len(ref.shape)
+        else ((),) * rank
+        for ref in (first, second)
+    ]
+    parts: list[list[Axis]] = [
+        [better(sides[0][i], sides[1][i]) for i in batch],
+        [sides[0][i] for i in rows],
+        [sides[1][i] for i in columns],
+    ]
+    atoms = marked(*(tuple(atom for part in group for atom in part) for group in parts))
+    by_axis: dict[int, Axis] = {}
+    for places, group, side in zip((batch, rows, columns), parts, atoms, strict=True):
+        rest = list(side)
+        for place, part in zip(places, group, strict=True):
+            by_axis[place] = tuple(rest[: len(part)])
+            del rest[: len(part)]
+    keeps = len(node.shape) == rank
+    made = tuple(by_axis.get(i, ()) for i in range(rank) if keeps or i != axis)
+    sizes = [numel([max(pairs[i]) for i in places]) for places in (batch, rows, columns)]
+    q_NTD = _laid(first.tensor, rank, [*batch, *rows, axis, *columns]).reshape(sizes[0], sizes[1], -1)
+    k_NDS = _laid(second.tensor, rank, [*batch, *rows, axis, *columns]).reshape(sizes[0], -1, sizes[2])
+    return Product(
+        node,
+        Ref(first.node, tuple(q_NTD.shape), q_NTD),
+        Ref(second.node, tuple(k_NDS.shape), k_NDS),
+        made,
+        not sides[0][axis] or any(atom.kind != "position" for atom in sides[0][axis]),
+    )
+
+
+def contracts_scores(summed: Axis) -> bool:
+    """Whether an axis that is summed over lay in the score product (or may have: nothing is known of it)."""
+    return not summed or any(atom.origin in ("rows", "columns") for atom in summed)
+
+
 def contracts_keys(weights: Ref, number: int) -> bool:
     """Whether a product sums scores over the axis of their keys (or may: the axes are not known)."""
     product = main_product([p for p in products(weights.node) if not p.spent])
     if product is None:
         return False
     summed = contracted(axes(weights.node, {product.node.serial: product.axes}), number)
-    return not summed or any(atom.origin in ("rows", "columns") for atom in summed)
+    return contracts_scores(summed)
 
 
 def contracted(found: Axes, number: int) -> tuple[Atom, ...]:
@@ -145,6 +236,17 @@ def four_axes(weights: Tensor) -> Tensor:
 
 def is_heads(scores: Ref, size: int) -> bool:
     return size in scores.shape
+
+
+def _pairs(first: Sequence[int], second: Sequence[int]) -> list[tuple[int, int]]:
+    """The sizes of two shapes, axis by axis as they broadcast."""
+    rank = max(len(first), len(second))
+    left, right = ((1,) * (rank - len(shape)) + tuple(shape) for shape in (first, second))
+    return list(zip(left, right, strict=True))
+
+
+def _laid(tensor: Tensor, rank: int, order: Sequence[int]) -> Tensor:
+    return tensor[(None,) * (rank - tensor.dim())].permute(*order)
 
 
 def _size(axis: tuple[Atom, ...]) -> int:
