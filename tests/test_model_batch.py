@@ -138,7 +138,31 @@ class Hidden(nn.Module):
         return self.layer(thing * 2)
 
 
+class Free(nn.Module):
+    """No parameter at all: any width is right."""
+
+    def forward(self, decoder_hidden, encoder_outputs):
+        scores = torch.bmm(decoder_hidden, encoder_outputs.transpose(1, 2))
+        return torch.softmax(scores, dim=2) @ encoder_outputs
+
+
+class Squares(nn.Module):
+    """Cuts its images into patches by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_size, self.patch_size = 12, 4
+        self.embed = nn.Linear(3 * 16, 8)
+
+    def forward(self, img):
+        b, c, h, w = img.shape
+        x = img.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(b, 9, -1)
+        return self.embed(x)
+
+
 ASKED = [
+    (Free(), {"decoder_hidden": ("float32", [2, 128, 64]), "encoder_outputs": ("float32", [2, 128, 64])}),
+    (Squares(), {"img": ("float32", [2, 3, 12, 12])}),
     (Positions(), {"x": ("int64", [2, 16])}),
     (Encoder(), {"sequence": ("float32", [2, 128, 12])}),
     (Cross(), {"decoder_hidden": ("float32", [2, 128, 6]), "encoder_outputs": ("float32", [2, 128, 10])}),
@@ -192,6 +216,7 @@ def test_the_seed_makes_the_batch_and_the_random_state_of_the_process_stays():
 
 
 def test_what_was_left_empty_is_said():
+    assert made(Free()).notes == ("no layer fixes a width: 64 was taken",)
     assert made(Masked()).notes == ("attn_mask was given as None",)
 
 

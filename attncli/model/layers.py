@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,10 @@ class Found(NamedTuple):
 
 def read_by(module: Any, item: Parameter, draw: Draw, batch: int, length: int) -> Found | None:
     """The argument as the layers want it that read it; None where the code does not show one."""
+    if _IMAGE.search(item.name.lower()):
+        pixels = _pixels(module, draw, batch)
+        if pixels is not None:
+            return Found(pixels)
     own = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
     found = [Reader(module, item.name)] if own else readers(module, item.name)
     for reader in found:
@@ -58,9 +63,16 @@ def by_name(module: Any, item: Parameter, draw: Draw, batch: int, length: int) -
     size = vocabulary(module)
     if ids and size:
         return Found(draw.ids((batch, length), size))
-    width = _width(module)
-    if _FEATURES.search(name) and width:
+    width = setting(module, _CROSS_WIDTHS) if name == "encoder_hidden_states" else None
+    width = width or _width(module)
+    if not _FEATURES.search(name):
+        return None
+    if width:
         return Found(draw.floats(batch, length, width))
+    if not any(True for _ in (*module.parameters(), *module.buffers())):
+        heads = (4,) if rank(module, item.name) == 4 else ()
+        note = f"no layer fixes a width: {FREE_WIDTH} was taken"
+        return Found(draw.floats(batch, *heads, length, FREE_WIDTH), note)
     return None
 
 
@@ -147,6 +159,9 @@ def refuse_longer(seq_len: int | None, limit: int | None) -> None:
 
 def image_side(module: Any, patch: Any) -> int:
     """Pixels of an image's side: from the number of learned positions where patches do not overlap, else 224."""
+    told = setting(module, ("image_size", "img_size", "sample_size"))
+    if told:
+        return told
     kernel = getattr(patch, "kernel_size", None) or tuple(patch.weight.shape[2:])
     stride = getattr(patch, "stride", kernel)
     if tuple(kernel) == tuple(stride) and kernel[0] > 1:
@@ -158,6 +173,31 @@ def image_side(module: Any, patch: Any) -> int:
                     if side > 1 and side * side == count - extra:
                         return side * int(kernel[0])
     return 224
+
+
+def _pixels(module: Any, draw: Draw, batch: int) -> Tensor | None:
+    """Images for a model that cuts them into patches itself and reads those with a Linear."""
+    side, patch = setting(module, ("image_size",)), setting(module, ("patch_size",))
+    if patch and not side:
+        cells = positions(module) or 0
+        side = next(
+            (math.isqrt(n) * patch for n in (cells, cells - 1) if n > 0 and math.isqrt(n) ** 2 == n), None
+        )
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Linear)), None)
+    if not side or not patch or first is None or first.in_features % patch**2:
+        return None
+    return draw.floats(batch, first.in_features // patch**2, side, side)
+
+
+def setting(module: Any, names: tuple[str, ...]) -> int | None:
+    """A whole number that the module or its config holds under one of the names."""
+    config = getattr(module, "config", None)
+    for name in names:
+        found = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        for value in (found, getattr(module, name, None)):
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
 
 
 # --- one layer ----------------------------------------------------------------------------------------
@@ -247,12 +287,16 @@ def _width(module: Any) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
+# What a forward without a single parameter is given: any width is right there.
+FREE_WIDTH = 64
+_IMAGE = re.compile(r"^(img|image|images|pixels|pixel_values)$")
+_CROSS_WIDTHS = ("cross_attention_dim", "joint_attention_dim", "caption_channels", "encoder_hid_dim")
 _IDS = re.compile(r"(^|_)(ids?|idx|tokens?|indices|src|tgt|source|target)$|^(input_ids|tokens|idx)")
 _MASK = re.compile(r"mask|^(tril|triu|causal|bias)$")
 _CACHE = re.compile(r"past_key|cache")
 _FEATURES = re.compile(
     r"^(x|y|z|h|q|k|v|query|key|value|queries|keys|values|src|tgt|memory|context|hidden|inputs?|embeds?|"
-    r"embeddings|features|encoder_outputs?|encoder_hidden|decoder_hidden|hidden_states)$"
+    r"embeddings|features|encoder_outputs?|encoder_hidden(_states)?|decoder_hidden|hidden_states)$"
 )
 _POSITION = re.compile(
     r"(^|[._])(\w*pos(ition)?(al|s)?(_?(emb\w*|enc\w*|ids?))?|wpe|pe|rope|rotary\w*)($|[._])"

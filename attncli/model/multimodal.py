@@ -56,8 +56,10 @@ def with_tower(
     """The tower's inputs and the ids with its tokens, or a sentence that says why that did not work."""
     method = _method(module, modality.method)
     inputs: dict[str, Any] = {}
-    for name in inspect.signature(method).parameters:
-        value = make(name)
+    for name, parameter in inspect.signature(method).parameters.items():
+        # Most options of a tower are better left alone; a grid is needed wherever there is one.
+        needed = parameter.default is parameter.empty or name in modality.inputs or name.endswith("grid_thw")
+        value = make(name) if needed else None
         if value is not None:
             inputs[name] = value
     try:

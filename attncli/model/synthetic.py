@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from attncli.model.layers import (
     positions,
     read_by,
     refuse_longer,
+    setting,
     vocabulary,
 )
 from attncli.model.pretrained import is_pretrained, pretrained_inputs
@@ -44,6 +46,13 @@ def _from_code(path: str, module: Any, forward: Forward, options: BatchOptions) 
     values: dict[str, Any] = {}
     unknown: list[Parameter] = []
     notes: list[str] = []
+    # Parts of a diffusion model have defaults that they cannot run with.
+    config = getattr(module, "config", None)
+    diffuses = isinstance(config, Mapping) and "_use_default_values" in config
+    for item in forward.parameters if diffuses else ():
+        if not item.required and item.name in _DIFFUSION:
+            size = setting(module, _DIFFUSION[item.name]) or (1000 if item.name == "timestep" else None)
+            values.update({item.name: draw.ids((batch,), size)} if size else {})
     for item in forward.required:
         found = read_by(module, item, draw, batch, length)
         if found is None:
@@ -52,7 +61,7 @@ def _from_code(path: str, module: Any, forward: Forward, options: BatchOptions) 
             unknown.append(item)
         else:
             values[item.name] = found.value
-            if found.note:
+            if found.note and found.note not in notes:
                 notes.append(found.note)
     if len(unknown) == 1 and not any(isinstance(value, Tensor) for value in values.values()):
         guess = first_layer(module, draw, batch, length)
@@ -123,3 +132,9 @@ def _bounds(length: Any) -> tuple[int, int]:
         return 1, 1 << 30
     low, high = found.lower, found.upper
     return (int(low) if low.is_number and low.is_finite else 1), (int(high) if high.is_finite else 1 << 30)
+
+
+_DIFFUSION: dict[str, tuple[str, ...]] = {
+    "timestep": (),
+    "class_labels": ("num_embeds_ada_norm", "num_class_embeds"),
+}

@@ -11,7 +11,8 @@ import torch
 from attncli.errors import ModelError
 from attncli.model.contracts import BatchOptions, Made, Runnable
 from attncli.model.faults import user_code
-from attncli.model.pretrained import decoder_start, longest, pretrained_inputs
+from attncli.model.pretrained import longest, pretrained_inputs
+from attncli.model.settings import decoder_start
 from attncli.model.signature import Forward
 
 
