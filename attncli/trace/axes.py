@@ -67,6 +67,8 @@ def _main_operand(node: Node) -> Ref | None:
     if node.op.kind in ("product", "convolution", "lookup", "fused", "random") or not node.operands:
         return None
     candidates = [ref for ref in node.operands if ref.node.shape == ref.shape] or list(node.operands)
+    # A cache begins as an empty tensor, to which the first keys are joined.
+    candidates = [ref for ref in candidates if numel(ref.shape)] or candidates
     if node.op.kind in ("join", "slice", "same", "reshape", "permute", "expand", "repeat", "norm"):
         return candidates[0]
 

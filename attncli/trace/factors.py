@@ -133,7 +133,8 @@ def linear_factor(node: Node, depth: int = 0) -> float | None:
             node = main.node
             continue
         if kind in ("sum", "join"):
-            made = [ref for ref in node.operands if not ref.node.constant] or list(node.operands)
+            filled = [ref for ref in node.operands if _numel(ref.shape)] or list(node.operands)
+            made = [ref for ref in filled if not ref.node.constant] or filled
             if kind == "sum" and (len(made) > 1 and _adds_streams(made)):
                 return factor
             found = [linear_factor(ref.node, depth + 1) for ref in made[:4]]

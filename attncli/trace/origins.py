@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Literal
 
@@ -68,7 +69,8 @@ def kv_heads_of(key: Node, heads: int, given: int | None = None) -> int:
     for _ in range(_NEAR * 2):
         if node.op.kind in ("product", "convolution", "leaf") or not node.operands:
             break
-        inner = node.operands[0]
+        # A cache begins as an empty tensor, to which the first keys are joined.
+        inner = next((ref for ref in node.operands if math.prod(ref.shape)), node.operands[0])
         if node.op.kind == "expand" and node.shape != inner.shape:
             grown = [
                 new // old
@@ -78,7 +80,7 @@ def kv_heads_of(key: Node, heads: int, given: int | None = None) -> int:
             for group in grown:
                 if len(node.shape) >= 4 and heads % group == 0 and (given or heads) == heads:
                     return heads // group
-        if node.op.name == "repeat_interleave":
+        if node.op.kind == "repeat":
             ratios = [new // old for new, old in zip(node.shape, inner.shape, strict=False) if new != old]
             if len(ratios) == 1 and ratios[0] and heads % ratios[0] == 0 and (given or heads) == heads:
                 return heads // ratios[0]
