@@ -170,6 +170,8 @@ def _notes(found: Trace, result: Joined) -> list[str]:
             f"{times} product{'s' if times != 1 else ''} of scores and values ran without a softmax "
             "(linear attention or state space): entropy does not apply there"
         )
+    if not found.calls and not found.left_out:
+        notes.append("no softmax attention ran: entropy and overflow are not applicable to this forward pass")
     bare = [layer for layer in result.layers if layer.kind is None]
     if bare and not found.calls:
         kinds = ", ".join(sorted({layer.layout for layer in bare}))
