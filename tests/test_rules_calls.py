@@ -40,7 +40,7 @@ CASES = [
             (
                 "ATT401",
                 "error",
-                f"{PATH}: the softmax sums over 16 queries instead of 32 keys: the weights of a row sum to 0.7 … 5.",
+                f"{PATH}: the softmax runs over the queries instead of the keys: the weights of a row sum to 0.7 … 5.",
             )
         ],
         # Slot attention divides by the sum of each row afterwards.
@@ -49,9 +49,9 @@ CASES = [
     Case(
         "softmax over the queries whose sums are not known",
         one(softmax_axis="queries", numbers={"row_sum_min": None, "row_sum_max": None}),
-        [("ATT401", "error", f"{PATH}: the softmax sums over 32 queries instead of 32 keys.")],
+        [("ATT401", "error", f"{PATH}: the softmax runs over the queries instead of the keys.")],
         # Grouping divides by the sum plus one: no row reaches S/T.
-        one(softmax_axis="queries", queries=8, numbers={"row_sum_min": 0.2, "row_sum_max": 0.97}),
+        one(softmax_axis="queries", queries=8, numbers={"row_sum_min": 0.5, "row_sum_max": 0.97}),
     ),
     Case(
         "softmax over the queries where rows come out even",
@@ -60,7 +60,7 @@ CASES = [
             (
                 "ATT401",
                 "error",
-                f"{PATH}: the softmax sums over 16 queries instead of 32 keys: the weights of a row sum to 2 … 2.",
+                f"{PATH}: the softmax runs over the queries instead of the keys: the weights of a row sum to 2 … 2.",
             )
         ],
         one(softmax_axis="channels"),
@@ -364,3 +364,43 @@ def test_sides_that_are_not_known_are_not_called_swapped(
 def test_the_encoder_is_known_by_the_name_of_its_input(name: str) -> None:
     found = judge(cross((f"input {name}",), ("input decoder_input_ids",), ("input decoder_input_ids",)))
     assert [finding.name for finding in found] == ["queries-and-keys-swapped"]
+
+
+def test_one_of_two_streams_may_hide_the_diagonal() -> None:
+    content, query = ran(0, causal_offset=0), ran(1, causal_offset=-1)
+    assert judge(seen(content, query)) == ()
+    # A decoding step shows its only key; that excuses nothing.
+    step = ran(0, queries=1, keys=1, causal_offset=0)
+    assert [finding.name for finding in judge(seen(step, query))] == ["causal-mask-hides-diagonal"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"masked_after_softmax": True}, {"parameters": {"q": "qk.weight", "k": "qk.weight"}}]
+)
+def test_empty_rows_that_are_meant_are_no_finding(changes: dict[str, object]) -> None:
+    assert judge(one(mask_kind="other", causal_offset=None, numbers={"rows_masked": 4}, **changes)) == ()
+
+
+def test_a_softmax_over_the_queries_leaves_open_which_side_asks() -> None:
+    found = judge(
+        one(
+            softmax_axis="queries",
+            query_sources=("input memory",),
+            key_sources=("input tgt",),
+            value_sources=("input memory",),
+            numbers={"row_sum_min": 0.2, "row_sum_max": 3.0},
+        )
+    )
+    assert [finding.name for finding in found] == ["softmax-over-wrong-axis"]
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(64, 8), (8, 64)])
+def test_columns_that_sum_to_one_are_known_by_the_mean_of_the_rows(queries: int, keys: int) -> None:
+    def found(low: float, high: float) -> list[str]:
+        sums = {"row_sum_min": low, "row_sum_max": high}
+        return [f.name for f in judge(one(softmax_axis="queries", queries=queries, keys=keys, numbers=sums))]
+
+    assert found(3.0, 12.0) == ["softmax-over-wrong-axis"]
+    assert found(0.05, 0.3) == ["softmax-over-wrong-axis"]
+    assert found(0.8, 0.95) == []
+    assert found(1.0, 1.0) == []

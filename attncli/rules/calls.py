@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from attncli.records import Call, Finding
-from attncli.rules.measured import SOFTMAX, Measured, is_cross, layers_where, many, mask_kinds, number
+from attncli.rules.measured import SOFTMAX, Measured, is_cross, layers_where, mask_kinds, number
 from attncli.rules.rule import Observed, Rule
 
 
@@ -15,8 +15,7 @@ def _wrong_axis(rule: Rule, observed: Observed) -> Iterator[Finding]:
     for layer, seen, count in layers_where(observed, _sums_over_queries):
         call = seen.call
         yield rule.finding(
-            f"{layer}: the softmax sums over {many(call.queries, 'query', 'queries')} instead of "
-            f"{many(call.keys, 'key')}{_rows(seen)}{count}.",
+            f"{layer}: the softmax runs over the queries instead of the keys{_rows(seen)}{count}.",
             layer=layer,
             evidence={"softmax_axis": call.softmax_axis, **_sums(seen)},
         )
@@ -25,18 +24,21 @@ def _wrong_axis(rule: Rule, observed: Observed) -> Iterator[Finding]:
 def _sums_over_queries(seen: Measured) -> bool:
     """Whether what the softmax over queries gave went to the values as it was.
 
-    Then each column sums to 1, so the rows do so on average only S/T times; where they are divided by their
-    own sum afterwards (slot attention), or by more (grouping), they do not.
+    Then each column sums to 1, so the mean of the rows is one length over the other; where they are divided by
+    their own sum afterwards (slot attention), or by more (grouping), it is not.
     """
     call = seen.call
-    if call.softmax_axis != "queries" or not call.queries:
+    if call.softmax_axis != "queries" or not call.queries or not call.keys:
         return False
     low, high = seen.whole.get("row_sum_min"), seen.whole.get("row_sum_max")
     if low is None or high is None:
         return True
-    mean, slack = call.keys / call.queries, _slack(call)
-    renormalised = abs(low - 1) <= slack and abs(high - 1) <= slack
-    return not renormalised and low - slack <= mean <= high + slack
+    slack = _slack(call)
+    if abs(low - 1) <= slack and abs(high - 1) <= slack:
+        return False
+    # Which of the two the call names queries depends on how the scores lay.
+    means = (call.keys / call.queries, call.queries / call.keys)
+    return any(low - slack <= mean <= high + slack for mean in means)
 
 
 def _rows_off_one(rule: Rule, observed: Observed) -> Iterator[Finding]:
@@ -89,6 +91,9 @@ def _sides_swapped(rule: Rule, observed: Observed) -> Iterator[Finding]:
     calls = {call.index: call for call in observed.calls}
 
     def swapped(seen: Measured) -> bool:
+        # A softmax over the queries leaves open which side asks.
+        if seen.call.softmax_axis != "keys":
+            return False
         query, key = _sides(seen.call.query_sources, calls), _sides(seen.call.key_sources, calls)
         return query == {"encoder"} and "decoder" in key
 
@@ -96,7 +101,8 @@ def _sides_swapped(rule: Rule, observed: Observed) -> Iterator[Finding]:
         query, key, value = (
             set(names) for names in (seen.call.query_sources, seen.call.key_sources, seen.call.value_sources)
         )
-        return bool(key and value) and value == query and not value & key
+        known = seen.call.softmax_axis == "keys" and bool(key and value)
+        return known and value == query and not value & key
 
     for layer, seen, count in layers_where(observed, swapped):
         call = seen.call
@@ -196,7 +202,7 @@ CALL_RULES: tuple[Rule, ...] = (
         what="The softmax runs over the queries instead of the keys.",
         why="Each key then shares one unit of attention among the queries, and the output of a token is no mean of "
         "values: its size depends on how many other tokens ask.",
-        formula="axis that the softmax sums over; mean sum of a row = S/T",
+        formula="axis that the softmax sums over; the mean sum of a row is then S/T",
         threshold="not the axis that is contracted with the values; where rows are divided by their sum afterwards "
         "(slot attention) nothing is wrong",
         source="Vaswani et al. 2017, arXiv 1706.03762; slot attention: arXiv 2006.15055",

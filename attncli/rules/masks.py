@@ -11,11 +11,13 @@ from attncli.rules.rule import Observed, Rule
 
 
 def _diagonal_hidden(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    with_diagonal = {call.layer for call in observed.calls if call.causal_offset == 0 and call.queries > 1}
+
     def hidden(seen: Measured) -> bool:
         call = seen.call
-        # With fewer queries than keys the rest of a preallocated cache is hidden. Where one weight makes both
-        # q and k, each token is its own best match, and its own key is hidden on purpose.
-        shared = call.parameters.get("q") is not None and call.parameters.get("q") == call.parameters.get("k")
+        # With fewer queries than keys the rest of a preallocated cache is hidden. A layer that shows the diagonal
+        # in another call has two streams, of which one predicts a token without seeing it (XLNet).
+        shared = _shares_projection(call) or call.layer in with_diagonal
         whole = call.queries == call.keys and call.keys > 1 and not is_cross(call)
         return call.causal_offset is not None and call.causal_offset < 0 and whole and not shared
 
@@ -54,8 +56,10 @@ def _rows_without_keys(rule: Rule, observed: Observed) -> Iterator[Finding]:
     def empty(seen: Measured) -> bool:
         call = seen.call
         explained = _is_future_only(call) or (call.causal_offset is not None and call.causal_offset < 0)
-        # These normalisers give such a row zeros.
+        # These normalisers give such a row zeros, as does a mask on the weights, which is wrong by itself if it
+        # does more; and where each token is hidden from itself, one without a past sees itself all the same.
         harmless = call.sinks or call.normaliser not in SOFTMAX or call.softmax_axis != "keys"
+        harmless = harmless or call.masked_after_softmax or _shares_projection(call)
         return not harmless and not explained and any(seen.values("rows_masked").values())
 
     for layer, seen, count in layers_where(observed, empty):
@@ -102,6 +106,11 @@ def mask_adds(seen: Measured) -> float | None:
     return largest if largest >= _MASKS_FROM else None
 
 
+def _shares_projection(call: Call) -> bool:
+    """Whether one weight makes both q and k: each token is its own best match, and hidden from itself on purpose."""
+    return call.parameters.get("q") is not None and call.parameters.get("q") == call.parameters.get("k")
+
+
 def _is_future_only(call: Call) -> bool:
     return "future only" in mask_kinds(call)
 
@@ -119,7 +128,8 @@ MASK_RULES: tuple[Rule, ...] = (
         what="The causal mask hides each token from itself.",
         why="The first row then has no key at all: NaN, or the mean of what it must not see.",
         formula="key j is visible to query i where j ≤ i + offset",
-        threshold="offset < 0 with as many queries as keys; not where one weight makes both q and k",
+        threshold="offset < 0 with as many queries as keys; not where one weight makes both q and k, nor "
+        "where another call of the layer shows the diagonal (two streams)",
         source="attncli",
         provenance="derived",
         example="torch.triu(ones, diagonal=0) as the mask of what is hidden.",
@@ -147,7 +157,7 @@ MASK_RULES: tuple[Rule, ...] = (
         what="A query that is no padding may attend to no key at all.",
         why="Its softmax is 0/0: NaN where the mask is -inf; the mean of all keys, also hidden ones, where it is not.",
         formula="rows whose every key is masked, padding left out",
-        threshold="> 0",
+        threshold="> 0; not where a mask sets the weights of such rows to zero afterwards",
         source="pytorch issue 103749",
         provenance="derived",
         example="A sample of the batch whose keys are all marked as padding.",

@@ -1,7 +1,7 @@
 """Softmax over the queries: dim=-2 (or 2 of four axes) instead of the last one.
 
 Each key shares one unit of attention among the queries, so the rows that weigh the values sum to anything. No shape
-tells, since there are as many queries as keys. attncli says: the softmax sums over 24 queries instead of 24 keys.
+tells, since there are as many queries as keys. attncli says: the softmax runs over the queries.
 Mend it with dim=-1.
 
 Slot attention takes the softmax over its queries on purpose and divides each row by its sum: `slots`.
