@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -290,6 +291,26 @@ def test_interrupting_is_neither_clean_nor_a_finding(
     result = attncli_run(command, "m")
     assert (result.code, result.out) == (130, "")
     assert "Traceback" not in result.err
+
+
+def test_an_interrupt_that_a_library_turns_into_another_error_is_one_still(
+    attncli_run: Command, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As numpy does when Ctrl-C is pressed while it is imported."""
+
+    def importing(*_: object, **__: object) -> Report:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+        raise AssertionError("nothing was interrupted")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("attncli.api.measure_model", importing)
+    result = attncli_run("entropy", "m")
+    assert (result.code, result.out) == (130, "")
+    assert "Traceback" not in result.err
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_bug_of_attncli_keeps_its_traceback(attncli_run: Command, pipeline: Pipeline) -> None:

@@ -43,6 +43,7 @@ def test_an_entropy_has_two_decimals_and_is_0_only_where_it_is(value: object, sh
         (1, "1"),
         (1.0, "1"),
         (0.9999, ">.99"),
+        (0.996, ">.99"),
         (0.995, "0.99"),
         (0.5, "0.50"),
         (0.001, "<.01"),

@@ -27,11 +27,11 @@ def of(*heads: dict[str, Any], **changes: Any) -> list[str]:
 def test_a_cross_attention_on_token_0_and_a_diagonal_one_read_differently() -> None:
     on_key_0, diagonal = (words(encoder_decoder("entropy", [kind])) for kind in (ON_KEY_0, DIAGONAL))
     assert on_key_0 == [
-        "On one key: 4 of 16 heads put over half of their attention on it",
+        "On one key (over half of the attention): 4 of 16 heads",
         "  decoder.layers.1.encoder_attn  all 4 heads  0.97 on key 0",
     ]
     assert diagonal[:2] == [
-        "Local: 4 of 16 heads reach no further than an eighth of the keys",
+        "Local (mean reach below an eighth of the keys): 4 of 16 heads",
         "  decoder.layers.1.encoder_attn  all 4 heads  diagonal: reach 0.40",
     ]
 
@@ -42,7 +42,7 @@ def test_nothing_is_said_where_no_head_stands_out() -> None:
 
 def test_heads_on_different_keys_stand_in_different_lines() -> None:
     found = of(ON_KEY_0, {**ON_KEY_0, "sink_mass": 0.8}, {**ON_KEY_0, "sink_key": 7}, {})
-    assert found[0].startswith("On one key: 3 of 4 heads ")
+    assert found[0] == "On one key (over half of the attention): 3 of 4 heads"
     assert found[1:] == ["  attn  heads 0–1  0.80–0.97 on key 0", "  attn  head 2     0.97 on key 7"]
 
 
@@ -64,7 +64,7 @@ def test_in_a_window_near_is_measured_by_the_window() -> None:
 
 
 def test_even_heads_are_told_with_enough_digits() -> None:
-    assert of(EVEN, {})[0] == "Even: 1 of 2 heads have over 99 % of the largest entropy"
+    assert of(EVEN, {})[0] == "Even (over 99 % of ln n): 1 of 2 heads"
     assert of(EVEN, {})[1] == "  attn  head 0  0.9996 of ln n"
     assert of({"entropy_ratio": 0.99999999})[1] == "  attn  head 0  0.9999 of ln n"
     assert of({"entropy_ratio": 1.0})[1] == "  attn  head 0  1 of ln n"
@@ -103,7 +103,7 @@ def test_five_lines_each_of_self_and_cross_attention_and_the_rest_is_counted() -
     cross = call(99, "h.3.cross", kind="cross", heads=2, kv_heads=2)
     made.append((cross, numbers(cross, [{**ON_KEY_0, "sink_mass": 0.55}, {}])))
     found = words(report("entropy", made))
-    assert found[0].startswith("On one key: 9 of 74 heads ")
+    assert found[0].endswith(": 9 of 74 heads")
     assert len(found) == 1 + 5 + 1 + 1
     assert found[-2:] == ["  h.3.cross  head 0  0.55 on key 0", "  and 3 more"]
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -33,7 +38,8 @@ def run() -> int:
     """Runs `attncli` on sys.argv and returns its exit code."""
     _steady_streams()
     try:
-        code = app(prog_name="attncli", standalone_mode=False)
+        with _interruptible():
+            code = app(prog_name="attncli", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
         # Help for a reader that went away; click and rich leave in their own way. A report keeps its code.
@@ -47,6 +53,32 @@ def run() -> int:
         show_error(error)
         return 2
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is Ctrl-C whatever becomes of it on the way: an import of torch or numpy turns it into other errors."""
+    if (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    pressed = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if pressed.is_set():
+            raise typer.Abort from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _steady_streams() -> None:

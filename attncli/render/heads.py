@@ -128,12 +128,9 @@ def _append_cells(
 
 
 def _chunks(heads: Sequence[int], most: int) -> list[Sequence[int]]:
-    """Bands of about the same number of heads, of a multiple of four where that fits."""
-    if len(heads) <= most:
-        return [heads]
-    several = math.ceil(len(heads) / math.ceil(len(heads) / most))
-    up, down = several + -several % 4, most - most % 4
-    several = up if up <= most else down or most
+    """Bands of about the same number of heads, of a multiple of four or two where that needs no further band."""
+    even = math.ceil(len(heads) / math.ceil(len(heads) / most))
+    several = next(up for step in (4, 2, 1) if (up := even + -even % step) <= most or step == 1)
     return [heads[at : at + several] for at in range(0, len(heads), several)]
 
 

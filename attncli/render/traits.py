@@ -35,10 +35,10 @@ class Standing(NamedTuple):
 
 
 class Trait(NamedTuple):
-    """`title` says what it is; `many` says what the counted heads do. `shown` writes one value."""
+    """`meaning` says from where on a head has it. `shown` writes one value."""
 
     title: str
-    many: str
+    meaning: str
     of: Callable[[Row], Iterable[Standing]]
     shown: Callable[[float], str]
     largest_first: bool = False
@@ -54,8 +54,8 @@ def heads_that_stand_out(rows: Sequence[Row], console: Console) -> list[Renderab
             continue
         counted = sum(len(standing.values) for standing in found)
         shown = _first(found, trait)
-        title = Text(f"{trait.title}: ", style="bold")
-        title.append(f"{counted} of {total} heads {trait.many}", style="not bold")
+        title = Text(trait.title, style="bold")
+        title.append(f" ({trait.meaning}): {counted} of {total} heads", style="not bold")
         lines = [title, *_lines(shown, trait, rows, console)]
         if len(found) > len(shown):
             lines.append(Text(f"  and {len(found) - len(shown)} more", style="dim"))
@@ -184,8 +184,8 @@ _DIAGONAL = 1.0  # nearer than the neighbour
 _EVEN = 0.99
 _FEW = math.log(2)  # less than two keys would have if they shared it
 _TRAITS = (
-    Trait("On one key", "put over half of their attention on it", _on_one_key, share, largest_first=True),
-    Trait("Local", "reach no further than an eighth of the keys", _local, nats),
-    Trait("Even", "have over 99 % of the largest entropy", _even, _fine_share, largest_first=True),
-    Trait("On few keys besides the sink", "have less entropy there than two keys", _few, nats),
+    Trait("On one key", "over half of the attention", _on_one_key, share, largest_first=True),
+    Trait("Local", "mean reach below an eighth of the keys", _local, nats),
+    Trait("Even", "over 99 % of ln n", _even, _fine_share, largest_first=True),
+    Trait("On few keys besides the sink", "less entropy than two keys have", _few, nats),
 )
