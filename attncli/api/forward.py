@@ -15,7 +15,7 @@ from attncli.api.report import Progress, Report, environment, fits
 from attncli.checkpoint import open_checkpoint
 from attncli.errors import AttncliError, UsageError
 from attncli.layout import attention_layers
-from attncli.records import Layer
+from attncli.records import Call, Layer
 from attncli.rules import Observed, judge
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def measure_model(
     from attncli.model import BatchOptions, ModelOptions, load_model, make_batch, run
     from attncli.trace import trace
 
+    if not spec:
+        raise UsageError("MODEL", "the path is empty.", "Give a model folder, a file, or file.py:build.")
     options = ModelOptions(
         device=device,
         dtype=dtype,
@@ -177,7 +179,7 @@ def _notes(found: Trace, result: Joined) -> list[str]:
         kinds = ", ".join(sorted({layer.layout for layer in bare}))
         notes.append(f"{len(bare)} layers are {kinds}: entropy does not apply to them")
     idle = result.idle
-    if idle:
+    if idle and not found.left_out:
         shown = ", ".join(idle[:3]) + (" …" if len(idle) > 3 else "")
         notes.append(f"{len(idle)} attention layer{'s' if len(idle) != 1 else ''} did not run: {shown}")
     unknown = Counter(call.layer for call in result.calls if call.scale is None and call.explained)
@@ -191,14 +193,30 @@ def _notes(found: Trace, result: Joined) -> list[str]:
 
 def _only(report: Report, patterns: Sequence[str], subject: str) -> Report:
     """The report with the layers that were asked for; an error where none was."""
-    used = {call.layer for call in report.calls}
-    kept = tuple(layer for layer in report.layers if layer.id in used)
-    if not kept:
+    layers = {layer.id: layer for layer in report.layers}
+
+    def asked(call: Call) -> bool:
+        layer = layers[call.layer]
+        paths = {layer.id, layer.path, call.module}
+        return any(
+            fits(layer, pattern) or any(fnmatch.fnmatchcase(path, pattern) for path in paths)
+            for pattern in patterns
+        )
+
+    calls = tuple(call for call in report.calls if asked(call))
+    if not calls:
         wanted = ", ".join(patterns)
         examples = [layer.id for layer in report.layers][:1]
         hint = f"Paths look like {examples[0]}." if examples else "No attention ran at all."
         raise UsageError(subject, f"no attention call matches --layer {wanted}.", hint)
-    return replace(report, layers=kept)
+    ids = {call.layer for call in calls}
+    return replace(
+        report,
+        layers=tuple(layer for layer in report.layers if layer.id in ids),
+        calls=calls,
+        measurements=tuple(row for row in report.measurements if row.layer in ids),
+        findings=tuple(item for item in report.findings if item.layer is None or item.layer in ids),
+    )
 
 
 def _wanted(
@@ -211,6 +229,8 @@ def _wanted(
     ]
 
     def wanted(module: str) -> bool:
+        if not module:  # a program without modules: its calls are told apart afterwards, by their weights
+            return True
         inside = any(
             module == path or module.startswith(f"{path}.") or path.startswith(f"{module}.") for path in paths
         )
