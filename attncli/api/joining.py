@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from attncli.layout import attention_layers
 from attncli.records import Array, Call, Config, Evidence, Layer, Measurement, Tensor
@@ -61,8 +61,7 @@ def joined(
     new_calls = []
     for number, call in enumerate(calls):
         layer = layers[used[str(number)]]
-        kind = layer.kind if layer.evidence.get("kind") in ("name", "config") else call.kind
-        new_calls.append(replace(call, layer=layer.id, kind=kind or call.kind))
+        new_calls.append(replace(call, layer=layer.id, kind=_kind(layer, call)))
     ran = set(used.values())
     idle = [ids[path] for path, layer in layers.items() if layer.kind is not None and path not in ran]
     order = {path: min(i for i, home in used.items() if home == path) for path in ran}
@@ -93,6 +92,16 @@ def _home(call: Call, layers: Sequence[Layer]) -> str | None:
     if not fitting:
         return None
     return max(fitting, key=lambda layer: (layer.kind == call.kind, len(layer.path))).path
+
+
+def _kind(layer: Layer, call: Call) -> Literal["self", "cross"] | None:
+    """What its name says it is, unless queries and keys have nothing in common."""
+    apart = not set(call.query_sources) & set(call.key_sources)
+    if call.kind == "cross" and apart and call.query_sources and call.key_sources:
+        return "cross"
+    if layer.kind is not None and layer.evidence.get("kind") in ("name", "config"):
+        return layer.kind
+    return call.kind
 
 
 def _within(module: str, path: str) -> bool:

@@ -123,6 +123,8 @@ class Attention:
     def ran(self, tape: Tape, op: Op, nodes: tuple[Node, ...], run: Ran) -> None:
         if op.kind == "product":
             self._product(tape, nodes, run)
+        elif op.kind == "convolution":
+            _pass_talking_heads(nodes[0])
         elif op.kind in ("softmax", "log softmax"):
             self._softmax(tape, nodes, run)
         elif op.kind in ("exponential", "sigmoid", "relu"):
@@ -548,6 +550,14 @@ class Attention:
         node.sources |= tape.source(f"call {index}")
         if self.on_call is not None:
             self.on_call(index + 1)
+
+
+def _pass_talking_heads(node: Node) -> None:
+    """A 1 × 1 convolution over heads mixes scores, and is no projection."""
+    scores, weight = node.operands[:2]
+    ones = len(weight.shape) > 2 and set(weight.shape[2:]) == {1}
+    if scores.node.carries and weight.node.constant and ones and node.shape == scores.shape:
+        node.carries = scores.node.carries
 
 
 # --- what is held -----------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ def axes(node: Node, known: dict[int, Axes]) -> Axes:
 
 def _main_operand(node: Node) -> Ref | None:
     """The operand whose axes the result inherits; None at a root: products, look-ups, leaves."""
+    if node.op.kind == "convolution" and node.carries:  # heads that talk to each other
+        return node.operands[0]
     if node.op.kind in ("product", "convolution", "lookup", "fused", "random") or not node.operands:
         return None
     candidates = [ref for ref in node.operands if ref.node.shape == ref.shape] or list(node.operands)
@@ -146,6 +148,8 @@ def _resized(axis: Axis, size: int) -> Axis:
 
 def _regrouped(before: Axes, shape: Sequence[int]) -> Axes:
     """Row-major regrouping of factors, which are split where a new axis ends inside one."""
+    if not numel(shape):
+        return _unknown(shape)
     atoms = [atom for axis in before for atom in axis]
     out: list[Axis] = []
     for size in shape:
@@ -241,7 +245,7 @@ def better(first: Axis, second: Axis) -> Axis:
     while left and right:
         one, other = left.pop(), right.pop()
         size = min(one.size, other.size)
-        if max(one.size, other.size) % size:
+        if not size or max(one.size, other.size) % size:
             return _knowing(first, second)
         if one.size > size:
             left.append(one.sized(one.size // size))

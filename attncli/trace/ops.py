@@ -110,6 +110,7 @@ KINDS: dict[str, str] = {
 _HEARD = frozenset(
     (
         "product",
+        "convolution",
         "softmax",
         "log softmax",
         "fused",

@@ -143,6 +143,10 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.failure is not None:
             return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and _is_composite(func):
+            # Without autograd nothing has taken these apart before they come here.
+            with self:
+                return func.decompose(*args, **kwargs)
         # An operator that writes in place destroys what its operands were, so they are looked up before.
         before = self._guarded(self._before, func, args, kwargs)
         result = func(*args, **kwargs)
@@ -365,6 +369,19 @@ class _Storages:
         dead = [key for key, (reference, _, _) in self._entries.items() if reference.expired()]
         for key in dead:
             del self._entries[key]
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is made of others, on every device."""
+    name = getattr(func, "name", None)
+    schema = getattr(func, "_schema", None)
+    return (
+        schema is not None
+        and callable(name)
+        and hasattr(func, "decompose")
+        and bool(torch._C._dispatch_has_kernel_for_dispatch_key(name(), "CompositeImplicitAutograd"))
+    )
 
 
 def _geometry(tensor: Tensor) -> Any:
