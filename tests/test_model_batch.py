@@ -237,7 +237,7 @@ def test_a_forward_of_anything_is_refused():
 def test_compiled_and_parallel_models_are_looked_through():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own compiler imports deprecated parts of torch
-        compiled = torch.compile(Cross())
+        compiled = torch.compile(Cross(), backend="eager")
     assert forward_of(runnable(compiled)).names == {"decoder_hidden", "encoder_outputs"}
     assert forward_of(runnable(nn.DataParallel(Cross()))).names == {"decoder_hidden", "encoder_outputs"}
 

@@ -114,12 +114,16 @@ def test_progress_is_told_from_none_to_all(tmp_path):
     assert seen == [("loading model", 0, 1), ("loading model", 1, 1)]
 
 
-def test_parameters_that_the_checkpoint_lacks_are_said_and_the_same_on_every_run(tmp_path):
+def test_parameters_that_the_checkpoint_lacks_are_said_and_the_same_on_every_run(tmp_path, capfd):
     folder(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     gone = {name: saved.pop(name) for name in list(saved) if name.startswith("pooler")}
     save_file({**saved, "stray": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
-    first, second = load(tmp_path), load(tmp_path)
+    capfd.readouterr()
+    first = load(tmp_path)
+    torch.rand(1)
+    second = load(tmp_path)
+    assert capfd.readouterr() == ("", "")
     assert len(gone) == 2
     assert first.notes[0].startswith(
         "2 parameters are not in the checkpoint and have random values: pooler.dense"
@@ -340,6 +344,8 @@ def test_the_synthetic_batch_is_what_the_family_asks_for(tmp_path, name, setting
     assert inputs(batch) == expected
     assert batch.notes == ()
     run(model, batch)
+    if "decoder_input_ids" in expected:
+        assert set(batch.kwargs["decoder_input_ids"][:, 0].tolist()) == {settings["decoder_start_token_id"]}
     assert all(torch.equal(value, make_batch(model).kwargs[key]) for key, value in batch.kwargs.items())
 
 

@@ -346,18 +346,15 @@ def _offline() -> Iterator[None]:
 def _quiet(transformers: Any) -> Iterator[None]:
     """Offline, and without the library's log, bars and warnings, which are for its own users."""
     logging = transformers.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
     try:
-        # Some bars of the library do not go through its own switch.
+        # Not all of its progress bars have a switch; its log has a handler of its own.
         with _offline(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 _OTHER_VERSION = "If the message names a package, install it; otherwise try another version of transformers."
