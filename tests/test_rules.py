@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -486,12 +487,13 @@ CASES = [
     ),
     Case(
         "NaN and Inf of two heads",
-        measured(("nan_count", Q, 3, None), ("inf_count", Q, 2, None))._replace(
+        replace(
+            measured(("nan_count", Q, 3, None), ("inf_count", Q, 2, None)),
             anomalies=(
                 Anomaly("nonfinite-head", Q, {"head": 3, "heads": (3,), "role": "q"}),
                 Anomaly("nonfinite-head", Q, {"head": 1, "heads": (1,), "role": "q"}),
                 Anomaly("nonfinite-head", "another tensor", {"head": 0, "heads": (0,), "role": "q"}),
-            )
+            ),
         ),
         (("ATT201", "error", f"{Q}: 3 NaN and 2 Inf in heads 1, 3."),),
         HEALTHY,
@@ -729,9 +731,9 @@ def test_the_dtype_of_scores_is_that_of_the_query_projection() -> None:
         LayerTensor(role, f"{PATH}.{role}.weight", (64, 64), dtype, "w.safetensors")
         for role, dtype in (("q_norm", "float32"), ("qkv", "float16"), ("o", "bfloat16"))
     )
-    (finding,) = judge(bounds(1e5)._replace(layers=(layer(PATH, tensors=tensors),)))
+    (finding,) = judge(replace(bounds(1e5), layers=(layer(PATH, tensors=tensors),)))
     assert finding.evidence["dtype"] == "float16"
-    assert judge(bounds(1e5)._replace(layers=(layer(PATH, tensors=tensors[:1]),))) == ()
+    assert judge(replace(bounds(1e5), layers=(layer(PATH, tensors=tensors[:1]),))) == ()
 
 
 def test_a_bound_without_a_typical_value_says_nothing_of_it() -> None:
@@ -756,8 +758,9 @@ def test_an_anomaly_that_no_rule_knows_is_no_finding() -> None:
 
 
 def test_findings_say_which_layer_and_head_and_carry_their_numbers() -> None:
-    observed = measured(("nan_count", Q, 3, None))._replace(
-        anomalies=(Anomaly("nonfinite-head", Q, {"head": 3, "heads": (3,), "role": "q"}),)
+    observed = replace(
+        measured(("nan_count", Q, 3, None)),
+        anomalies=(Anomaly("nonfinite-head", Q, {"head": 3, "heads": (3,), "role": "q"}),),
     )
     (finding,) = judge(observed)
     assert (finding.layer, finding.head) == (PATH, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from rule_cases import PATH, Case, above, below, check, layer, one, ran, seen
@@ -345,7 +346,7 @@ def test_a_factor_that_the_design_asks_for_is_no_finding(
     scale = broken.calls[0].scale
     known = layer(**{"scale": scale, **changes})
     assert len(judge(broken)) == 1
-    assert judge(broken._replace(layers=(known,))) == ()
+    assert judge(replace(broken, layers=(known,))) == ()
 
 
 def test_a_config_that_asks_for_another_factor_excuses_nothing() -> None:
@@ -353,7 +354,7 @@ def test_a_config_that_asks_for_another_factor_excuses_nothing() -> None:
     assumed = layer(scale=1.0, evidence={"scale": "assumed"})
     elsewhere: Layer = layer("encoder.layers.0", scale=1.0, evidence={"scale": "config"})
     for known in (asked, assumed, elsewhere):
-        assert [finding.code for finding in judge(unscaled()._replace(layers=(known,)))] == ["ATT410"]
+        assert [finding.code for finding in judge(replace(unscaled(), layers=(known,)))] == ["ATT410"]
 
 
 @pytest.mark.parametrize(

@@ -49,17 +49,9 @@ def measured_calls(observed: Observed, *, explained: bool = True) -> tuple[Measu
 
     `explained`: only those whose rows came out as the model had them; of others nothing is certain.
     """
-    heads: dict[int, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    whole: dict[int, dict[str, float]] = defaultdict(dict)
-    for row in observed.measurements:
-        if row.call is None or not isinstance(row.value, (int, float)) or math.isnan(row.value):
-            continue
-        if row.head is None:
-            whole[row.call][row.metric] = float(row.value)
-        else:
-            heads[row.call][row.metric][row.head] = float(row.value)
+    nothing: tuple[Mapping[str, Mapping[int, float]], Mapping[str, float]] = ({}, {})
     return tuple(
-        Measured(call, heads.get(call.index, {}), whole.get(call.index, {}))
+        Measured(call, *observed.numbers.get(call.index, nothing))
         for call in observed.calls
         if call.explained or not explained
     )

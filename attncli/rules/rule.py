@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from attncli.records import Anomaly, Call, Finding, Layer, Measurement, Severity
 
 
-class Observed(NamedTuple):
+@dataclass(frozen=True)
+class Observed:
     """Everything a rule may look at. `anomalies`: what the readers stated about files and weights.
 
     `calls`: the attention calls of a forward pass; a measurement's `call` is a call's `index`.
@@ -18,6 +22,23 @@ class Observed(NamedTuple):
     measurements: tuple[Measurement, ...] = ()
     anomalies: tuple[Anomaly, ...] = ()
     calls: tuple[Call, ...] = ()
+
+    @cached_property
+    def numbers(self) -> Mapping[int, tuple[Mapping[str, Mapping[int, float]], Mapping[str, float]]]:
+        """The numbers of each call: (metric → head → value, metric → value of no head), gathered once.
+
+        What is None or NaN was not measured and is left out.
+        """
+        heads: dict[int, dict[str, dict[int, float]]] = {}
+        whole: dict[int, dict[str, float]] = {}
+        for row in self.measurements:
+            if row.call is None or not isinstance(row.value, (int, float)) or math.isnan(row.value):
+                continue
+            if row.head is None:
+                whole.setdefault(row.call, {})[row.metric] = float(row.value)
+            else:
+                heads.setdefault(row.call, {}).setdefault(row.metric, {})[row.head] = float(row.value)
+        return {call: (heads.get(call, {}), whole.get(call, {})) for call in {*heads, *whole}}
 
 
 class Rule(NamedTuple):
