@@ -25,9 +25,15 @@ class EagerScores:
 
     group = 1
     order_BS = None
+    looks_back = False  # other heads may see what the first does not
 
     def __init__(
-        self, scores_BHTS: Tensor, probs_BHTS: Tensor, visible_above: float, recompute: bool
+        self,
+        scores_BHTS: Tensor,
+        probs_BHTS: Tensor,
+        visible_above: float,
+        recompute: bool,
+        same_tokens: bool = True,
     ) -> None:
         batch, heads, queries, keys = scores_BHTS.shape
         self.shape = (batch, heads, queries, keys)
@@ -38,7 +44,7 @@ class EagerScores:
         self.dtype = torch.float64 if scores_BHTS.dtype == torch.float64 else torch.float32
         self.shared = True
         facts = mask_facts(self._visible, batch, min(1, heads), queries, keys, self.device)
-        self.visibility = visibility(facts, batch, queries, keys)
+        self.visibility = visibility(facts, batch, queries, keys, same_tokens)
         self.position = first_position(self.visibility.causal_offset, queries, keys)
         self._room = torch.empty(0, dtype=self.dtype, device=self.device)
 

@@ -37,12 +37,14 @@ class FusedScores:
         self.device = call.q_BHTD.device
         self.mask = _Mask(call, self.shape)
         self.has_bias = self.mask.has_bias
-        self.visibility = visibility(self.mask.facts(), batch, queries, keys)
+        self.visibility = visibility(self.mask.facts(), batch, queries, keys, call.same_tokens)
         self.explicit = self.visibility.low_BT is None
         if self.visibility.order_BS is not None and self.mask.changes_scores:
             # Biases and score functions know keys by their places.
             self.explicit = True
         self.order_BS = None if self.explicit else _for_all(self.visibility.order_BS, batch)
+        offset = self.visibility.causal_offset
+        self.looks_back = offset is not None and offset <= 0 and not self.explicit
         self.position = first_position(self.visibility.causal_offset, queries, keys)
         self.dtype, self.bound, self.finite = _precision(call)
         self.factor = call.scale
@@ -56,7 +58,7 @@ class FusedScores:
         self._hidden_2BH = torch.zeros(2, batch, heads, dtype=self.dtype, device=self.device)
         self._room = torch.empty(0, dtype=self.dtype, device=self.device)
         self._chunk_key: tuple[int, ...] = ()
-        self._edges: dict[tuple[int, ...], list[Edge]] = {}
+        self._edges: dict[tuple[int | None, ...], list[Edge]] = {}
         self._ranges: dict[tuple[int | None, ...], tuple[int, int, int, int]] = {}
         self._read_intervals()
 
@@ -147,15 +149,19 @@ class FusedScores:
         """The columns that any row sees; those that only some rows see are edges, the rest needs no mask."""
         start, full_start, full_stop, stop = self._range(b, t)
         if self.plain:
-            for part in (s_BHTS[..., :full_start], s_BHTS[..., full_stop:]):
-                self._note_hidden(part, b, h)
-        key = (t.start, t.stop, t.step)
+            if full_start:
+                self._note_hidden(s_BHTS[..., :full_start], b, h)
+            if full_stop < self.shape[3]:
+                self._note_hidden(s_BHTS[..., full_stop:], b, h)
+        # Along the diagonal all edges of a regular mask are the same.
+        origin = t.start if self._regular else 0
+        places = (t.start, t.stop, start, full_start, full_stop, stop)
+        key = (self._regular, t.step, *(place - origin for place in places))
         edges = self._edges.get(key)
         if edges is None:
             spans = [(start, full_start), (full_stop, stop)] if full_start < full_stop else [(start, stop)]
-            shared = self._low_BT.size(0) == 1
             low_BHT1, high_BHT1 = (
-                bound_BT[slice(0, 1) if shared else b, t][:, None, :, None]
+                bound_BT[slice(0, 1) if self._shared else b, t][:, None, :, None]
                 for bound_BT in (self._low_BT, self._high_BT)
             )
             edges = []
@@ -164,7 +170,7 @@ class FusedScores:
                     column_C = torch.arange(first, last, device=self.device)
                     visible_BHTC = (column_C >= low_BHT1) & (column_C < high_BHT1)
                     edges.append(edge(first - start, last - start, visible_BHTC.to(self.dtype)))
-            if shared and sum(one.visible_BHTC.numel() for one in edges) <= KEPT_EDGE:
+            if self._shared and sum(one.visible_BHTC.numel() for one in edges) <= KEPT_EDGE:
                 self._edges[key] = edges
         return Tile(b, h, t, start, s_BHTS[..., start:stop], edges, self.finite, self.bounded)
 
@@ -182,10 +188,9 @@ class FusedScores:
         s_BHTC.div_(cap).tanh_().mul_(cap)
 
     def _note_hidden(self, s_BHTC: Tensor, b: slice, h: slice) -> None:
-        if s_BHTC.size(-1):
-            low_BH, high_BH = self._hidden_2BH[:, b, h]
-            torch.minimum(low_BH, s_BHTC.amin((-2, -1)), out=low_BH)
-            torch.maximum(high_BH, s_BHTC.amax((-2, -1)), out=high_BH)
+        low_BH, high_BH = self._hidden_2BH[:, b, h]
+        torch.minimum(low_BH, s_BHTC.amin((-2, -1)), out=low_BH)
+        torch.maximum(high_BH, s_BHTC.amax((-2, -1)), out=high_BH)
 
     def _logits(self, batch: int, head: int, rows: slice | Tensor, columns: Tensor) -> Tensor:
         """Scores of chosen rows and columns of one head, in float64: (R, C), −Inf where hidden."""
@@ -216,8 +221,7 @@ class FusedScores:
         if key != self._chunk_key:
             # The old chunk goes first: two of them need not be held.
             self._kept: tuple[Tensor, Tensor] | None = None
-            k_BKSD = self.call.k_BKSD.detach()[b, self._kv_heads(h)].to(self.dtype)
-            k_NDS = self._in_order(k_BKSD, b).transpose(-1, -2).flatten(0, 1).contiguous()
+            k_NDS = self._transposed(self.call.k_BKSD.detach()[b, self._kv_heads(h)], b)
             q_BHTD = self.call.q_BHTD.detach()[b, h].to(self.dtype)
             if self.scales_queries:
                 q_BHTD = q_BHTD * self.factor
@@ -227,6 +231,16 @@ class FusedScores:
         if self._kept is None:
             raise RuntimeError("a chunk was dropped and not made again")
         return self._kept
+
+    def _transposed(self, k_BKSD: Tensor, b: slice) -> Tensor:
+        """k as (N, D, S), in the order of the columns. By pieces: a transpose in one go misses the cache."""
+        batch, kv_heads, keys, width = k_BKSD.shape
+        k_BKSD = self._in_order(k_BKSD, b)
+        k_BKDS = torch.empty(batch, kv_heads, width, keys, dtype=self.dtype, device=self.device)
+        for first in range(0, keys, 512):
+            piece = k_BKSD[:, :, first : first + 512].to(self.dtype).contiguous()
+            k_BKDS[..., first : first + 512] = piece.transpose(-1, -2)
+        return k_BKDS.flatten(0, 1)
 
     # --- intervals ---
 
@@ -248,24 +262,25 @@ class FusedScores:
                 )
             ]
         )
-        self._host_4BT = host.cpu()
+        self._host_4BT: list[list[list[int]]] = host.tolist()
+        self._shared = host.size(1) == 1
+        kind = self.visibility.kind
+        self._regular = self._shared and kind != "other" and "padding" not in kind
 
     def _range(self, b: slice, t: slice) -> tuple[int, int, int, int]:
         """First column any row sees, first and one past the last that all see, one past the last any sees."""
-        host_4BT = self._host_4BT
-        some = b if host_4BT.size(1) > 1 else slice(0, 1)
+        some = slice(0, 1) if self._shared else b
         key = (some.start, some.stop, t.start, t.stop, t.step)
         found = self._ranges.get(key)
         if found is None:
-            part = host_4BT[:, some, t].flatten(1)
-            start, full_stop = part[0].min().item(), part[2].min().item()
-            full_start, stop = part[1].max().item(), part[3].max().item()
+            low, last_low, first_high, high = self._host_4BT
+            start, full_start = min(min(r[t]) for r in low[some]), max(max(r[t]) for r in last_low[some])
+            full_stop, stop = min(min(r[t]) for r in first_high[some]), max(max(r[t]) for r in high[some])
             if start >= stop:  # no row counts, so nothing need be hidden
                 start, full_start, full_stop, stop = 0, 0, self.shape[3], self.shape[3]
             if full_start >= full_stop:
-                full_start = full_stop = int(start)
-            found = int(start), int(full_start), int(full_stop), int(stop)
-            self._ranges[key] = found
+                full_start = full_stop = start
+            found = self._ranges[key] = (start, full_start, full_stop, stop)
         return found
 
 

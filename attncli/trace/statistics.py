@@ -39,7 +39,8 @@ class FusedCall:
     where i + off − left ≤ j ≤ i + off + right, off = causal_offset or 0; None is no limit. `soft_cap`: s becomes
     cap·tanh(s / cap) before the mask. `sinks_H`: a learned logit per head that takes probability and has no
     key. `bias`: flex_attention's score_mod(score, b, h, q, kv), `visible`: its mask_mod(b, h, q, kv); both get
-    index tensors that broadcast against each other.
+    index tensors that broadcast against each other. `same_tokens`: query i is the token of key i where there are
+    as many of both, so a key that is padding is a row of padding too; False in cross-attention.
     """
 
     q_BHTD: Tensor
@@ -53,6 +54,7 @@ class FusedCall:
     sinks_H: Tensor | None = None
     bias: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     visible: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    same_tokens: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +133,22 @@ def fused_difference(call: FusedCall, out_BHTV: Tensor, rows: int = 16) -> float
 
 @torch.no_grad()
 def eager_statistics(
-    scores_BHTS: Tensor, probs_BHTS: Tensor, *, visible_above: float, recompute: bool = True
+    scores_BHTS: Tensor,
+    probs_BHTS: Tensor,
+    *,
+    visible_above: float,
+    recompute: bool = True,
+    same_tokens: bool = True,
 ) -> Numbers:
     """The same of scores that lie in memory; `dot_absmax` is not known here and left out.
 
     `scores_BHTS`: what went into the softmax, any strides and float dtype; an entry is masked where it is
     ≤ `visible_above`, and −Inf always is. `recompute`: probabilities are the softmax of the scores in at least
     float32 (the model's own may be rounded); False takes `probs_BHTS` as they are, rows that do not sum to 1
-    included: entropy is then −Σ p ln p of what is there, and `entropy_rest` renormalises.
+    included: entropy is then −Σ p ln p of what is there, and `entropy_rest` renormalises. `same_tokens`: as in
+    `FusedCall`.
     """
-    source = EagerScores(scores_BHTS, probs_BHTS, visible_above, recompute)
+    source = EagerScores(scores_BHTS, probs_BHTS, visible_above, recompute, same_tokens)
     sums, allowed_BHT, counted_BHT = _summed(source, None)
     allowed_BHT, counted_BHT, masked_BHT = source.recounted(sums)
     per_head = dict(
@@ -207,7 +215,15 @@ def _summed(source: FusedScores | EagerScores, sinks_H: Tensor | None) -> tuple[
     batch, heads, queries, keys = source.shape
     visibility = source.visibility
     counted_BHT = visibility.counted_BHT.expand(batch, heads, queries)
-    sums = Sums(source.shape, counted_BHT, source.position, source.order_BS, sinks_H, source.dtype)
+    sums = Sums(
+        source.shape,
+        counted_BHT,
+        source.position,
+        source.order_BS,
+        source.looks_back,
+        sinks_H,
+        source.dtype,
+    )
     if not batch * heads * queries * keys:
         return sums, visibility.allowed_BHT, counted_BHT
     blocks = list(head_blocks(batch, heads, queries, keys, source.group, source.device))

@@ -64,8 +64,9 @@ class Tile:
 class Sums:
     """Running numbers of one call. `sinks_H`: learned logits; `guess_H`: the column taken for the sink key.
 
-    `mass_BHS`: Σ of probabilities per column, without the guessed one. `position`: the place of the first query among
-    the keys. `order_BS`: which key each column is; None: column j is key j.
+    `mass_BHS`: Σ of probabilities per column, without the guessed one. `position`: place of the first query among
+    the keys. `order_BS`: which key each column is; None: column j is key j. `looks_back`: no query sees a key
+    behind its own place.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Sums:
         counted_BHT: Tensor,
         position: int,
         order_BS: Tensor | None,
+        looks_back: bool,
         sinks_H: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
@@ -85,6 +87,7 @@ class Sums:
         self.sinks_H = None if sinks_H is None else sinks_H.detach().to(dtype)
         self.order_BS = order_BS
         self.position = position
+        self.looks_back = looks_back
         self.guess_H = torch.zeros(heads, dtype=torch.int64, device=device)
         self.guesses = [0] * heads
         self.all_counted = False
@@ -111,9 +114,6 @@ class Reducer:
     def add(self, tile: Tile) -> None:
         self._turn_to(tile)
         d_BHTC = tile.scores_BHTC
-        counted_BHT = self._counted_BHT[..., tile.rows]
-        if tile.count_BHT is not None:
-            counted_BHT = counted_BHT & (tile.count_BHT > 0)
         hide(tile)
         max_BHT = d_BHTC.amax(-1)
         shift_BHT = None
@@ -137,8 +137,11 @@ class Reducer:
         if left_BHT is not None:
             distance_BHT.addcmul_(steps_T, left_BHT if left_BHT is not ALL else all_BHT)
         weights_BHT = self._normaliser(all_BHT, shift_BHT, tile).reciprocal()
-        if tile.count_BHT is not None or not self.sums.all_counted:
+        if tile.count_BHT is not None:
+            counted_BHT = self._counted_BHT[..., tile.rows] & (tile.count_BHT > 0)
             weights_BHT = torch.where(counted_BHT, weights_BHT, 0)
+        elif not self.sums.all_counted:
+            weights_BHT = torch.where(self._counted_BHT[..., tile.rows], weights_BHT, 0)
         columns = slice(tile.first, tile.first + d_BHTC.size(-1))
         self._mass_N1S[..., columns].baddbmm_(weights_BHT.flatten(0, 1)[:, None], p_BHTC.flatten(0, 1))
         ps_BHT = torch.mul(p_BHTC, d_BHTC, out=d_BHTC).sum(-1)
@@ -225,23 +228,22 @@ class Reducer:
         j_C = ramp[zero + tile.first - anchor : zero + tile.first - anchor + columns]
         if columns <= 256 or rows > 1:
             return steps_T, (p_BHTC * (steps_T[:, None] - j_C).abs_()).sum(-1), None
+        flat = p_BHTC.flatten(0, 2)
+        if sums.looks_back:
+            return steps_T, torch.mv(flat, j_C).neg_().view(p_BHTC.shape[:3]), ALL
         left = min(max(anchor - tile.first, 0), columns)
         right = min(max(anchor + queries - tile.first, left), columns)
-        flat = p_BHTC.flatten(0, 2)
         middle_BHTC = p_BHTC[..., left:right]
         distance_BHT = (middle_BHTC * (steps_T[:, None] - j_C[left:right]).abs_()).sum(-1)
         if left:
             distance_BHT -= torch.mv(flat[:, :left], j_C[:left]).view(distance_BHT.shape)
-        if right == columns:
-            if not left:
-                return steps_T, distance_BHT, None
-            # All the row's weight, as if the middle lay to the left as well.
-            distance_BHT -= steps_T * middle_BHTC.sum(-1)
-            return steps_T, distance_BHT, ALL
-        distance_BHT += torch.mv(flat[:, right:], j_C[right:]).view(distance_BHT.shape)
-        left_BHT = -p_BHTC[..., right:].sum(-1)
+        left_BHT = None
         if left:
-            left_BHT += p_BHTC[..., :left].sum(-1)
+            left_BHT = p_BHTC[..., :left].sum(-1)
+        if right < columns:
+            distance_BHT += torch.mv(flat[:, right:], j_C[right:]).view(distance_BHT.shape)
+            right_BHT = p_BHTC[..., right:].sum(-1)
+            left_BHT = -right_BHT if left_BHT is None else left_BHT.sub_(right_BHT)
         return steps_T, distance_BHT, left_BHT
 
 
