@@ -10,7 +10,7 @@ Shapes: B batch, H query heads, T queries, S keys, D head size, N any leading ax
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -305,6 +305,7 @@ class Attention:
             layout.view(weights),
             visible_above=threshold,
             recompute=sinks is None and normaliser.startswith("softmax"),
+            same_tokens=kind_of(tape, product.first.node, product.second.node) != "cross",
         )
         if normaliser == "softmax" and probs is not None:
             answer = check.softmax_rows(scores.movedim(axis, -1), probs.movedim(axis, -1))
@@ -358,7 +359,7 @@ class Attention:
             one.spent = True
         axis: Literal["keys", "queries", "channels"] = "keys"
         origins = {atom.origin for atom in summed if atom.origin}
-        if summed and pending.layout.keys_from not in origins and _are_heads(summed):
+        if origins and pending.layout.keys_from not in origins and _are_heads(summed):
             # Summed over heads, each weighed by a number of its own: an index of keys, not a reading of values.
             node.carries = ()
             return
@@ -390,7 +391,7 @@ class Attention:
         facts = {
             "module": product.node.module,
             "kernel": "softmax" if normaliser == "softmax" else normaliser,
-            "kind": kind_of(query.node, key.node),
+            "kind": kind_of(tape, query.node, key.node),
             "normaliser": normaliser,
             "batch": pending.layout.batch,
             "heads": pending.layout.heads,
@@ -475,7 +476,7 @@ class Attention:
         facts: dict[str, Any] = {
             "module": module,
             "kernel": taken.kernel,
-            "kind": kind_of(query, key),
+            "kind": kind_of(tape, query, key),
             "normaliser": "softmax",
             "dtype": _name(taken.query.dtype),
             "scores_dtype": "float64" if taken.query.dtype == torch.float64 else "float32",
@@ -491,6 +492,8 @@ class Attention:
             sizes = {"batch": shape[0], "heads": 0, "kv_heads": 0, "queries": 0, "keys": 0}
             self._add(tape, node, Seen({**facts, **sizes, "scale": None, "reason": taken.reason}, None))
             return
+        if facts["kind"] == "cross":
+            call = replace(call, same_tokens=False)
         numbers = fused_statistics(call)
         answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype, taken.dropout)
         factors = {"query": factor_query, "key": factor_key, "kernel": call.scale}

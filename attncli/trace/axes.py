@@ -71,7 +71,9 @@ def _main_operand(node: Node) -> Ref | None:
     candidates = [ref for ref in node.operands if ref.node.shape == ref.shape] or list(node.operands)
     # A cache begins as an empty tensor, to which the first keys are joined.
     candidates = [ref for ref in candidates if numel(ref.shape)] or candidates
-    if node.op.kind in ("join", "slice", "same", "reshape", "permute", "expand", "repeat", "norm"):
+    if node.op.kind == "join":
+        return max(candidates, key=lambda ref: numel(ref.shape))  # the part that most of the result is
+    if node.op.kind in ("slice", "same", "reshape", "permute", "expand", "repeat", "norm"):
         return candidates[0]
 
     # Of operands that are combined, the one with as many axes and elements as the result, made by the run.

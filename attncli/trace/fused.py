@@ -35,9 +35,11 @@ class FusedScores:
         self.group = heads // max(1, kv_heads)
         self.call = call
         self.device = call.q_BHTD.device
-        self.mask = _Mask(call, self.shape)
+        if not call.known:
+            mask = _Mask(call, self.shape)
+            call.known.append((mask, visibility(mask.facts(), batch, queries, keys), _precision(call)))
+        self.mask, self.visibility, (self.dtype, self.bound, self.finite) = call.known[0]
         self.has_bias = self.mask.has_bias
-        self.visibility = visibility(self.mask.facts(), batch, queries, keys, call.same_tokens)
         self.explicit = self.visibility.low_BT is None
         if self.visibility.order_BS is not None and self.mask.changes_scores:
             # Biases and score functions know keys by their places.
@@ -46,7 +48,6 @@ class FusedScores:
         offset = self.visibility.causal_offset
         self.looks_back = offset is not None and offset <= 0 and not self.explicit
         self.position = first_position(self.visibility.causal_offset, queries, keys)
-        self.dtype, self.bound, self.finite = _precision(call)
         self.factor = call.scale
         # A power of ten beyond these and scaled q would lose digits, or the scale divides by zero below.
         self.scales_queries = math.isfinite(call.scale) and 1e-20 < abs(call.scale) < 1e20

@@ -98,8 +98,12 @@ def mask_facts(
     return RowFacts(parts[0], parts[1], parts[2], seen_BHS)
 
 
-def visibility(facts: RowFacts, batch: int, queries: int, keys: int) -> Visibility:
-    """The facts judged: padding, kind of mask, intervals."""
+def visibility(facts: RowFacts, batch: int, queries: int, keys: int, same_tokens: bool = True) -> Visibility:
+    """The facts judged: padding, kind of mask, intervals.
+
+    `same_tokens`: query i is the token of key i where there are as many of both, so padding is both.
+    """
+    paired = same_tokens and queries == keys
     shared = facts.count_BHT.size(1) == 1 or all(
         bool((part == part[:, :1]).all())
         for part in (facts.first_BHT, facts.last_BHT, facts.count_BHT, facts.seen_BHS)
@@ -119,8 +123,10 @@ def visibility(facts: RowFacts, batch: int, queries: int, keys: int) -> Visibili
     low_BT = before_BS.gather(-1, first_BT.clamp(0, keys))
     high_BT = before_BS.gather(-1, last_BT + 1)
     intervals = shared and bool((high_BT - low_BT == count_BT)[count_BT > 0].all())
-    pattern = _pattern(first_BT, last_BT, count_BT, seen_BS, queries, keys) if intervals else _Pattern()
-    if pattern.padding_BS is not None and queries == keys:
+    pattern = (
+        _pattern(first_BT, last_BT, count_BT, seen_BS, queries, keys, paired) if intervals else _Pattern()
+    )
+    if pattern.padding_BS is not None and paired:
         padded_BT = pattern.padding_BS
     else:
         padded_BT = torch.zeros(count_BT.size(0), queries, dtype=torch.bool, device=device)
@@ -169,7 +175,13 @@ class _Pattern:
 
 
 def _pattern(
-    first_BT: Tensor, last_BT: Tensor, count_BT: Tensor, seen_BS: Tensor, queries: int, keys: int
+    first_BT: Tensor,
+    last_BT: Tensor,
+    count_BT: Tensor,
+    seen_BS: Tensor,
+    queries: int,
+    keys: int,
+    paired: bool,
 ) -> _Pattern:
     """The simplest rule that gives exactly these rows; rows at padded positions may do as they like.
 
@@ -177,21 +189,27 @@ def _pattern(
     padding, and where the rule that follows from it hides the last keys anyway, they are not.
     """
     hidden_BS = ~seen_BS
-    pattern = _fit(first_BT, last_BT, count_BT, hidden_BS, queries, keys)
+    pattern = _fit(first_BT, last_BT, count_BT, hidden_BS, queries, keys, paired)
     if pattern.causal_offset is not None and pattern.causal_offset < 0:
         explained_BS = hidden_BS.clone()
         explained_BS[:, max(0, keys + pattern.causal_offset) :] = False
-        pattern = _fit(first_BT, last_BT, count_BT, explained_BS, queries, keys)
+        pattern = _fit(first_BT, last_BT, count_BT, explained_BS, queries, keys, paired)
     if pattern.kind == "other" and bool(hidden_BS.any()):
-        pattern = _fit(first_BT, last_BT, count_BT, torch.zeros_like(hidden_BS), queries, keys)
+        pattern = _fit(first_BT, last_BT, count_BT, torch.zeros_like(hidden_BS), queries, keys, paired)
     return pattern
 
 
 def _fit(
-    first_BT: Tensor, last_BT: Tensor, count_BT: Tensor, padding_BS: Tensor, queries: int, keys: int
+    first_BT: Tensor,
+    last_BT: Tensor,
+    count_BT: Tensor,
+    padding_BS: Tensor,
+    queries: int,
+    keys: int,
+    paired: bool,
 ) -> _Pattern:
     real_BS = ~padding_BS
-    rows_BT = (~padding_BS if queries == keys else torch.ones_like(padding_BS[:, :1])).expand(-1, queries)
+    rows_BT = (~padding_BS if paired else torch.ones_like(padding_BS[:, :1])).expand(-1, queries)
     rows_BT = rows_BT.expand(count_BT.shape)
     padded = bool(padding_BS.any())
     padding = padding_BS if padded else None

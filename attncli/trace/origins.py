@@ -9,12 +9,64 @@ from typing import Literal
 from attncli.trace.tape import Node, Tape
 
 
-def kind_of(query: Node, key: Node) -> Literal["self", "cross"] | None:
-    """Self-attention where queries and keys come from the same stream, or one of them from a part of it."""
+def kind_of(tape: Tape, query: Node, key: Node) -> Literal["self", "cross"] | None:
+    """Self-attention where queries and keys are made of the same tensor, or could be.
+
+    In the deeper layers of a decoder the queries come from all that the keys come from, and from the decoder's
+    own input besides. So sources alone do not tell: where the two never meet on their way back to their stream,
+    an input that only one of them knows makes it cross-attention.
+    """
     if not query.sources or not key.sources:
         return "cross" if query.sources != key.sources else None
     shared = query.sources & key.sources
-    return "self" if shared in (query.sources, key.sources) else "cross"
+    if shared not in (query.sources, key.sources):
+        return "cross"
+    alone = tape.names_of((query.sources | key.sources) & ~shared)
+    if any(name.startswith("input ") for name in alone) and not _stream(query) & _stream(key):
+        return "cross"
+    return "self"
+
+
+def _stream(node: Node) -> set[int]:
+    """The tensors that a projection was made of, back to where its residual stream was last added to."""
+    found: set[int] = set()
+    for _ in range(_FAR):
+        found.add(node.serial)
+        made = [ref.node for ref in node.operands if not ref.node.constant]
+        if not made:
+            break
+        if len(made) > 1 and node.op.kind in ("product", "fused", "sum") and _both_streams(made):
+            found.update(other.serial for other in made)
+            break
+        node = made[0]
+    return found
+
+
+def _both_streams(made: list[Node]) -> bool:
+    """A sum or product of two that each depend on the input; rotary halves of one tensor are one stream."""
+    first, second = (_before_rotation(node) for node in made[:2])
+    return first is not second
+
+
+def _before_rotation(node: Node) -> Node:
+    """The node behind factors, views, halves and joins."""
+    for _ in range(_NEAR):
+        if node.op.kind not in (
+            "factor",
+            "join",
+            "slice",
+            "negative",
+            "reshape",
+            "permute",
+            "same",
+            "expand",
+        ):
+            return node
+        made = [ref.node for ref in node.operands if not ref.node.constant]
+        if not made:
+            return node
+        node = made[0]
+    return node
 
 
 def sources_of(tape: Tape, query: Node, key: Node, value: Node) -> dict[str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from attncli.trace.eager import EagerScores
 from attncli.trace.fused import FusedScores
 from attncli.trace.heads import head_numbers
 from attncli.trace.masks import Visibility
+from attncli.trace.precision import in_full_precision
 from attncli.trace.tiles import Reducer, Sums, Tile, head_blocks, hide, row_blocks, tile_elements, wide
 
 
@@ -54,6 +55,8 @@ class FusedCall:
     sinks_H: Tensor | None = None
     bias: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     visible: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    # What was found out about mask, q and k: a call is looked at twice, for its numbers and for its check.
+    known: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
     same_tokens: bool = True
 
 
@@ -75,7 +78,7 @@ class Numbers:
     saturated: tuple[float, ...] | None = None
 
 
-@torch.no_grad()
+@in_full_precision
 def fused_statistics(call: FusedCall) -> Numbers:
     """Everything about the scores of one fused call, exact; a NaN or Inf in a head's scores makes them NaN."""
     source = FusedScores(call)
@@ -99,7 +102,7 @@ def fused_statistics(call: FusedCall) -> Numbers:
     )
 
 
-@torch.no_grad()
+@in_full_precision
 def fused_difference(call: FusedCall, out_BHTV: Tensor, rows: int = 16) -> float:
     """Largest difference between `out_BHTV` and `rows` spread rows computed again, over the largest |out| there.
 
@@ -131,7 +134,7 @@ def fused_difference(call: FusedCall, out_BHTV: Tensor, rows: int = 16) -> float
     return float(worst / (largest + torch.finfo(source.dtype).tiny))
 
 
-@torch.no_grad()
+@in_full_precision
 def eager_statistics(
     scores_BHTS: Tensor,
     probs_BHTS: Tensor,
@@ -166,7 +169,7 @@ def eager_statistics(
     )
 
 
-@torch.no_grad()
+@in_full_precision
 def dot_extremes(q_NTD: Tensor, k_NDS: Tensor) -> Tensor:
     """Largest |q·k| of each query row over all keys, (N, T), in float32 or better, by tiles.
 
@@ -186,7 +189,7 @@ def dot_extremes(q_NTD: Tensor, k_NDS: Tensor) -> Tensor:
     return found_NT
 
 
-@torch.no_grad()
+@in_full_precision
 def row_sums(weights_BHTS: Tensor) -> tuple[float, float]:
     """Smallest and largest sum over the last axis, in float32 or better; rows of zeros only are left out.
 
@@ -260,6 +263,8 @@ def _share(
     """
     before = torch.get_num_threads()
     workers = min(before, len(blocks)) if source.device.type == "cpu" else 1
+    if math.prod(source.shape) < WORTH_THREADS:
+        workers = 1
     if workers == 1:
         work(source, iter(blocks))
         return
@@ -334,3 +339,5 @@ def _row_counts(
 
 # Rows that a sink is guessed from.
 SAMPLE = 32
+# Scores of a call below which starting threads takes longer than they save.
+WORTH_THREADS = 1 << 21
