@@ -112,6 +112,8 @@ def _place_tower(ask: Ask) -> None:
         ask.notes.append(f"text alone was run, without an {modality.name}: {found}")
         return
     ask.length = found.ids.shape[1]
+    if "mm_token_type_ids" in ask.names:
+        ask.made["mm_token_type_ids"] = (found.ids == token).long()
     ask.made.update(
         input_ids=found.ids, **{key: item for key, item in found.inputs.items() if key in ask.names}
     )

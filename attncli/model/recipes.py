@@ -127,6 +127,9 @@ def _first_convolution(module: Any) -> Any:
 
 def _spectrogram(ask: Ask) -> Tensor:
     """Mel features. Shapes: (B, bands, N) where a convolution over time reads them, else (B, N, bands)."""
+    if find(ask.config, ("spec_size",), "audio"):
+        # Read as an image with one channel.
+        return ask.draw.floats(ask.batch, 1, 1024, int(find(ask.config, _BANDS, "audio") or 64))
     for reader in readers(ask.module, "input_features"):
         value = layer_input(ask.module, reader, ask.draw, ask.batch, ask.seq_len or 512)
         if value is not None and value.dim() == 3 and not hasattr(reader.module, "kernel_size"):
@@ -134,10 +137,9 @@ def _spectrogram(ask: Ask) -> Tensor:
     bands = find(ask.config, _BANDS, "audio") or 80
     first = _first_convolution(ask.module)
     most = find(ask.config, ("max_source_positions",), "audio")
-    if find(ask.config, ("spec_size",), "audio"):
-        # Read as an image with one channel.
-        return ask.draw.floats(ask.batch, 1, 1024, int(bands))
-    if first is not None and first.in_channels == bands:
+    # Under its older name the width comes last, and the model turns it round itself.
+    last = find(ask.config, ("input_feat_per_channel",)) is not None
+    if first is not None and first.in_channels == bands and not last:
         frames = 2 * most if isinstance(most, int) else 2 * ask.length
         return ask.draw.floats(ask.batch, int(bands), frames)
     return ask.draw.floats(ask.batch, ask.seq_len or 512, int(bands))
