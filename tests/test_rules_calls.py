@@ -404,3 +404,78 @@ def test_columns_that_sum_to_one_are_known_by_the_mean_of_the_rows(queries: int,
     assert found(0.05, 0.3) == ["softmax-over-wrong-axis"]
     assert found(0.8, 0.95) == []
     assert found(1.0, 1.0) == []
+
+
+def test_sides_are_told_by_the_masks_of_earlier_calls_alone() -> None:
+    found = judge(cross(("call 0",), ("call 1",), ("call 1",)))
+    assert [finding.name for finding in found] == ["queries-and-keys-swapped"]
+    assert judge(cross(("call 1",), ("call 0",), ("call 0",))) == ()
+    # What an earlier cross-attention gave, or a call that is not known, is of no side.
+    assert judge(cross(("call 2",), ("call 1",), ("call 1",))) == ()
+    assert judge(cross(("call 9",), ("call 1",), ("call 1",))) == ()
+
+
+def test_long_lists_of_sources_are_cut() -> None:
+    names = tuple(f"input src_{letter}" for letter in "abcd")
+    (finding,) = judge(cross(names, ("input tgt",), ("input tgt",)))
+    assert "(input src_a, input src_b, input src_c and 1 more)" in finding.message
+    (finding,) = judge(cross(names[:3], ("input tgt",), ("input tgt",)))
+    assert "(input src_a, input src_b, input src_c)" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [("float16", 11.09), ("bfloat16", 88.72), ("float32", 88.72), ("float64", 709.78)]
+)
+def test_exp_overflows_where_its_dtype_ends(dtype: str, largest: float) -> None:
+    def severity(score: float) -> str:
+        changes = {"normaliser": "softmax by hand", "subtracts_maximum": False, "scores_dtype": dtype}
+        found = judge(one(**changes, mask_kind="bias", scale=None, numbers={"score_max": [score, 0, 0, 0]}))
+        return next(finding.severity for finding in found if finding.code == "ATT405")
+
+    assert severity(largest - 0.01) == "warning"
+    assert severity(largest + 0.01) == "error"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        (0.125, 1.0, "the weights of a row sum to 0.125 … 1."),
+        (0.5, 0.5, "the weights of every row sum to 0.5."),
+    ],
+)
+def test_only_a_constant_factor_of_one_over_root_d_is_called_one(
+    low: float, high: float, message: str
+) -> None:
+    (finding,) = judge(one(numbers={"row_sum_min": low, "row_sum_max": high}))
+    assert (finding.severity, finding.message) == ("warning", f"{PATH}: {message}")
+    assert judge(one(head_dim=None, numbers={"row_sum_min": low, "row_sum_max": high})) == (finding,)
+
+
+def test_a_softmax_over_queries_is_found_where_no_row_grows() -> None:
+    found = judge(one(softmax_axis="queries", numbers={"row_sum_min": 0.3, "row_sum_max": 1.0}))
+    assert [finding.name for finding in found] == ["softmax-over-wrong-axis"]
+
+
+def test_a_single_token_hides_no_diagonal() -> None:
+    assert judge(one(queries=1, keys=1, causal_offset=-1)) == ()
+
+
+def test_a_bias_below_nine_thousand_is_no_mask() -> None:
+    def found(added: float) -> list[str]:
+        numbers = {"score_max": 10.0 + added, "dot_absmax": 80.0}
+        return [f.name for f in judge(one(mask_kind="bias", causal_offset=None, numbers=numbers))]
+
+    assert found(8999.0) == []
+    assert found(9000.0) == ["mask-of-the-wrong-sign"]
+
+
+def test_a_look_ahead_gets_other_advice_than_a_mask_that_is_off_by_one() -> None:
+    (one_key,), (more,) = judge(one(causal_offset=1)), judge(one(causal_offset=2))
+    assert one_key.advice == next(rule.remedy for rule in RULES if rule.code == "ATT407")
+    assert more.advice.startswith("If this look-ahead is meant, ignore this rule")
+
+
+def test_one_head_to_which_the_mask_adds_is_enough_whatever_the_sign_of_the_scale() -> None:
+    numbers = {"score_max": [0.0, 1e4, 0.0, 0.0], "dot_absmax": 8.0}
+    (finding,) = judge(one(mask_kind="bias", causal_offset=None, scale=-0.125, numbers=numbers))
+    assert finding.evidence == {"added": 9999.0}

@@ -204,3 +204,12 @@ def test_the_head_is_named_only_where_it_is_one() -> None:
     assert (finding.head, finding.layer) == (2, PATH)
     (finding,) = judge(seen(some({"entropy_ratio": 0.995}, (2, 3))))
     assert (finding.head, finding.evidence["heads"]) == (None, [2, 3])
+
+
+def test_streams_that_share_nothing_are_cross_attention_whatever_the_call_is_called() -> None:
+    apart = {"query_sources": ("input a",), "key_sources": ("input b",), "value_sources": ("input b",)}
+    together = {"query_sources": ("input a",), "key_sources": ("input a", "input b")}
+    unknown = {"query_sources": (), "key_sources": ("input b",)}
+    assert [finding.name for finding in judge(one(numbers=SINK, **apart))] == ["cross-attention-on-one-token"]
+    for sources in (together, unknown):
+        assert judge(one(numbers=SINK, **sources)) == ()
