@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from attncli.trace import statistics, tiles
 from attncli.trace.statistics import (
     FusedCall,
     Numbers,
+    dot_extremes,
     eager_statistics,
+    fused_difference,
     fused_statistics,
+    row_sums,
 )
 
 INF = math.inf
@@ -69,71 +75,57 @@ def full_scores(call: FusedCall) -> tuple[Tensor, Tensor, Tensor]:
 def oracle(
     s: Tensor, visible: Tensor, padded: Tensor | None = None, sinks: Tensor | None = None, position: int = 0
 ) -> dict[str, list[float | None]]:
-    """Per head, by loops over rows. `padded`: (B, T). Sink keys count from the first that is no padding."""
+    """Per head, from the whole matrix. `padded`: (B, T). Sink keys count from the first that is no padding."""
     batch, heads, queries, keys = s.shape
+    if padded is None:
+        padded = torch.zeros(batch, queries, dtype=torch.bool)
+    orders = [torch.arange(keys)] * batch
+    if queries == keys:
+        orders = [torch.argsort(row.byte(), stable=True) for row in padded]
     found: dict[str, list[float | None]] = {}
     for h in range(heads):
-        rows = []
-        masked = padded_rows = 0
-        mass = torch.zeros(keys, dtype=torch.float64)
-        for b in range(batch):
-            order = torch.arange(keys)
-            if padded is not None and queries == keys:
-                order = torch.argsort(padded[b].byte(), stable=True)
-            for i in range(queries):
-                if padded is not None and bool(padded[b, i]):
-                    padded_rows += 1
-                    continue
-                if not bool(visible[b, h, i].any()):
-                    masked += 1
-                    continue
-                logits = s[b, h, i]
-                if sinks is not None:
-                    p = torch.softmax(torch.cat((logits, sinks[h : h + 1].double())), 0)[:-1]
-                else:
-                    p = torch.softmax(logits, 0)
-                rows.append((b, i, logits, p, order))
-                mass += p[order]
-        sink = int(mass.argmax()) if rows else 0
-        entropies, ratios, rests, reaches, peaks, allowed = [], [], [], [], [], []
-        for b, i, logits, p, order in rows:
-            entropy = float(-torch.xlogy(p, p).sum())
-            n = int(visible[b, h, i].sum())
-            entropies.append(entropy)
-            if n > 1:
-                ratios.append((entropy / math.log(n), entropy))
-            rest = logits.clone()
-            had = bool(visible[b, h, i, order[sink]])
-            rest[order[sink]] = -INF
-            if n - had >= 1:
-                r = torch.softmax(rest, 0)
-                rests.append(float(-torch.xlogy(r, r).sum()))
-            reaches.append(float((p * (i + position - torch.arange(keys)).abs()).sum()))
-            peaks.append(float(p.max()) > 0.95)
-            allowed.append(logits[visible[b, h, i]])
-        pairs = torch.cat(allowed) if allowed else torch.zeros(0)
+        # Rows of all batch elements below each other, columns in the order of their keys.
+        logits = torch.cat([s[b, h][:, orders[b]] for b in range(batch)])
+        shown = torch.cat([visible[b, h][:, orders[b]] for b in range(batch)])
+        distance = torch.cat(
+            [(torch.arange(queries)[:, None] + position - orders[b]).abs() for b in range(batch)]
+        )
+        real = ~padded.flatten()
+        counted = real & shown.any(-1)
+        logits, shown, distance = logits[counted], shown[counted], distance[counted]
+        n = shown.sum(-1)
+        extra = logits[:, :0] if sinks is None else sinks[h].double().expand(len(logits), 1)
+        p = torch.softmax(torch.cat((logits, extra), -1), -1)[:, :keys]
+        mass = p.mean(0) if len(p) else torch.zeros(keys)
+        sink = int(mass.argmax()) if keys else 0
+        entropy = -torch.xlogy(p, p).sum(-1)
+        rest = logits.clone()
+        rest[:, sink] = -INF
+        rest = torch.softmax(rest[n - shown[:, sink].long() > 0], -1)
+        rest_entropy = -torch.xlogy(rest, rest).sum(-1)
+        pairs, several = logits[shown], n > 1
 
-        def mean(values: list[Any]) -> float | None:
-            return sum(map(float, values)) / len(values) if values else None
+        def value(numbers: Tensor, how: Callable[[Tensor], Tensor] = torch.mean) -> float | None:
+            return float(how(numbers.double())) if numbers.numel() else None
 
         row = {
-            "entropy": mean(entropies),
-            "entropy_min": min((e for _, e in ratios), default=None),
-            "entropy_ratio": mean([ratio for ratio, _ in ratios]),
-            "entropy_rest": mean(rests),
-            "sink_mass": float(mass[sink]) / len(rows) if rows else None,
-            "sink_key": float(sink) if rows else None,
-            "score_max": float(pairs.max()) if rows else None,
-            "score_min": float(pairs.min()) if rows else None,
-            "score_std": float(pairs.std(correction=0)) if rows else None,
-            "reach": mean(reaches),
-            "peaky_rows": mean(peaks),
-            "rows": float(len(rows)),
-            "rows_masked": float(masked),
-            "rows_padded": float(padded_rows),
+            "entropy": value(entropy),
+            "entropy_min": value(entropy[several], torch.min),
+            "entropy_ratio": value(entropy[several] / n[several].double().log()),
+            "entropy_rest": value(rest_entropy),
+            "sink_mass": float(mass[sink]) if len(p) else None,
+            "sink_key": float(sink) if len(p) else None,
+            "score_max": value(pairs, torch.max),
+            "score_min": value(pairs, torch.min),
+            "score_std": value(pairs, lambda x: x.std(correction=0)),
+            "reach": value((p * distance).sum(-1)),
+            "peaky_rows": value(p.amax(-1) > 0.95),
+            "rows": float(len(p)),
+            "rows_masked": float((real & ~counted).sum()),
+            "rows_padded": float((~real).sum()),
         }
-        for name, value in row.items():
-            found.setdefault(name, []).append(value)
+        for name, number in row.items():
+            found.setdefault(name, []).append(number)
     return found
 
 
@@ -272,3 +264,483 @@ def test_a_mask_is_recognised_and_its_numbers_agree(generator: torch.Generator, 
     numbers = check(call, padded)
     assert (numbers.mask_kind, numbers.window, numbers.causal_offset) == (kind, window, offset)
     assert not numbers.bias
+
+
+# --- closed forms -------------------------------------------------------------------------------------
+
+
+def zeros_call(size: int, heads: int = 2, **options: Any) -> FusedCall:
+    q = torch.zeros(1, heads, size, 4)
+    return FusedCall(q, torch.randn(1, heads, size, 4), torch.randn(1, heads, size, 4), 0.5, **options)
+
+
+def one(numbers: Numbers, metric: str, head: int = 0) -> float:
+    value = numbers.per_head[metric][head]
+    assert value is not None
+    return value
+
+
+@pytest.mark.parametrize("size", [2, 50, 300])
+def test_uniform_attention_has_entropy_log_n(size: int) -> None:
+    numbers = fused_statistics(zeros_call(size))
+    assert one(numbers, "entropy") == pytest.approx(math.log(size), abs=1e-6)
+    assert one(numbers, "entropy_min") == pytest.approx(math.log(size), abs=1e-6)
+    assert one(numbers, "entropy_ratio") == pytest.approx(1, abs=1e-6)
+    assert one(numbers, "entropy_rest") == pytest.approx(math.log(size - 1), abs=1e-6)
+    assert one(numbers, "sink_mass") == pytest.approx(1 / size, abs=1e-6)
+    assert one(numbers, "reach") == pytest.approx((size**2 - 1) / (3 * size), rel=1e-5)
+    assert (one(numbers, "score_max"), one(numbers, "score_std"), one(numbers, "dot_absmax")) == (0, 0, 0)
+
+
+def test_uniform_causal_attention_has_the_mean_of_log_i() -> None:
+    size = 300
+    numbers = fused_statistics(zeros_call(size, causal_offset=0))
+    assert one(numbers, "entropy") == pytest.approx(math.lgamma(size + 1) / size, abs=1e-6)
+    assert one(numbers, "entropy_ratio") == pytest.approx(1, abs=1e-6)
+    assert one(numbers, "entropy_min") == pytest.approx(math.log(2), abs=1e-6)
+    assert one(numbers, "sink_mass") == pytest.approx(sum(1 / i for i in range(1, size + 1)) / size, rel=1e-5)
+    assert one(numbers, "sink_key") == 0
+    assert one(numbers, "reach") == pytest.approx((size - 1) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1e2, 1e4, 1e6])
+def test_one_hot_attention_has_entropy_0(strength: float) -> None:
+    size = 70
+    q = torch.eye(size)[None, None] * strength
+    numbers = fused_statistics(FusedCall(q, torch.eye(size)[None, None], None, 1.0))
+    assert one(numbers, "entropy") == pytest.approx(0, abs=1e-6)
+    assert one(numbers, "peaky_rows") == 1
+    assert one(numbers, "reach") == pytest.approx(0, abs=1e-5)
+    assert one(numbers, "score_max") == one(numbers, "dot_absmax") == strength
+
+
+def test_two_equal_keys_share_a_row() -> None:
+    k = torch.zeros(1, 1, 5, 2)
+    k[..., 1:3, 0] = 200.0
+    numbers = fused_statistics(FusedCall(torch.ones(1, 1, 3, 2), k, None, 1.0))
+    assert one(numbers, "entropy") == pytest.approx(math.log(2), abs=1e-6)
+    assert one(numbers, "entropy_rest") == pytest.approx(0, abs=1e-6)
+    assert one(numbers, "sink_mass") == pytest.approx(0.5, abs=1e-6)
+    assert one(numbers, "sink_key") in (1, 2)
+
+
+def test_rows_with_one_key_count_in_entropy_only() -> None:
+    size = 5
+    numbers = fused_statistics(zeros_call(size, mask=torch.eye(size, dtype=torch.bool)))
+    assert one(numbers, "entropy") == 0
+    assert numbers.per_head["entropy_ratio"] == numbers.per_head["entropy_min"] == (None, None)
+    assert one(numbers, "rows") == size
+
+
+def test_masked_rows_are_counted_and_left_out() -> None:
+    mask = torch.ones(6, 8, dtype=torch.bool)
+    mask[2] = mask[4] = False
+    call = FusedCall(torch.zeros(1, 1, 6, 4), torch.randn(1, 1, 8, 4), None, 0.5, mask=mask)
+    numbers = fused_statistics(call)
+    assert (one(numbers, "rows"), one(numbers, "rows_masked"), one(numbers, "rows_padded")) == (4, 2, 0)
+    assert one(numbers, "entropy") == pytest.approx(math.log(8), abs=1e-6)
+
+
+def test_a_row_of_the_lowest_number_is_masked_and_not_uniform() -> None:
+    mask = torch.zeros(1, 1, 6, 8)
+    mask[:, :, 2] = torch.finfo(torch.float32).min
+    call = FusedCall(torch.randn(1, 1, 6, 4), torch.randn(1, 1, 8, 4), None, 0.5, mask=mask)
+    assert one(fused_statistics(call), "rows_masked") == 1
+
+
+def test_a_call_without_any_visible_key_has_no_numbers() -> None:
+    numbers = fused_statistics(zeros_call(4, mask=torch.zeros(4, 4, dtype=torch.bool)))
+    assert numbers.per_head["entropy"] == numbers.per_head["score_max"] == (None, None)
+    assert numbers.per_head["dot_absmax"] == (0, 0)
+
+
+@pytest.mark.parametrize("logit", [0.0, 3.0, 40.0])
+def test_a_learned_sink_takes_probability_and_is_no_key(logit: float) -> None:
+    size = 10
+    numbers = fused_statistics(zeros_call(size, heads=1, sinks_H=torch.tensor([logit])))
+    p = 1 / (size + math.exp(logit))
+    assert one(numbers, "entropy") == pytest.approx(-size * p * math.log(p), rel=1e-5)
+    assert one(numbers, "sink_mass") == pytest.approx(p, rel=1e-5)
+    assert one(numbers, "entropy_rest") == pytest.approx(math.log(size - 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("gap", [14.0, 30.0, 60.0, 95.0, 200.0])
+@pytest.mark.parametrize("causal", [None, 0])
+def test_the_rest_is_exact_behind_a_sink_that_takes_almost_everything(gap: float, causal: int | None) -> None:
+    """At a gap of 14 the sink takes 0.9999 of a row, at 30 all that float32 can tell."""
+    size = 90
+    generator = torch.Generator().manual_seed(1)
+    k = torch.randn(1, 1, size, 4, generator=generator)
+    k[..., 3] = 0
+    k[:, :, 5, 3] = gap
+    q = torch.randn(1, 1, size, 4, generator=generator)
+    q[..., 3] = 1
+    call = FusedCall(q, k, None, 1.0, causal_offset=causal)
+    assert one(check(call), "sink_key") == 5
+    _, s, _ = full_scores(call)
+    scores = s.float()
+    agree(eager_statistics(scores, torch.softmax(scores, -1), visible_above=-9000), oracle(s, s > -INF))
+
+
+def test_the_rest_is_exact_where_the_sink_was_guessed_wrong() -> None:
+    """The guess sees every second row; here those look elsewhere, and less sharply, than the others."""
+    size = 128
+    q = torch.zeros(1, 1, size, 3)
+    q[:, :, 0::2, 0], q[:, :, 1::2, 1] = 2.0, 40.0
+    q[..., 2] = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    k = torch.zeros(1, 1, size, 3)
+    k[:, :, 7, 0], k[:, :, 9, 1] = 3.0, 1.0
+    k[..., 2] = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    numbers = check(FusedCall(q, k, None, 1.0))
+    assert one(numbers, "sink_key") == 9
+    _, s, visible = full_scores(FusedCall(q, k, None, 1.0))
+    eager = eager_statistics(s.float(), torch.softmax(s, -1).float(), visible_above=-9000)
+    agree(eager, oracle(s, visible))
+
+
+# --- agreement ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strength", [3.0, 100.0, 1e4])
+@pytest.mark.parametrize("options", [{}, {"causal_offset": 0}, {"window": (5, 3)}])
+def test_large_scores_lose_no_digits(
+    generator: torch.Generator, strength: float, options: dict[str, Any]
+) -> None:
+    call = random_call(generator, 1, 2, 2, 70, width=16, strength=strength, dtype=torch.float64, **options)
+    check(call, tolerance=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_dtype_agrees_with_float64_of_the_same_numbers(
+    generator: torch.Generator, dtype: torch.dtype
+) -> None:
+    check(random_call(generator, 2, 4, 2, 70, strength=3, dtype=dtype, causal_offset=0))
+
+
+@pytest.mark.parametrize("cap", [0.5, 5.0, 50.0])
+def test_a_soft_cap_bounds_scores_and_counts_what_it_cut(generator: torch.Generator, cap: float) -> None:
+    call = random_call(generator, 2, 2, 1, 70, strength=8, soft_cap=cap, causal_offset=0)
+    numbers = check(call)
+    dots, _, visible = full_scores(call)
+    over = ((dots * call.scale).abs() > cap) & visible
+    shares = over.sum((0, 2, 3)) / visible.sum((0, 2, 3))
+    assert numbers.saturated == pytest.approx(shares.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 40, 70])
+def test_a_finite_bias_is_added_and_named(generator: torch.Generator, queries: int) -> None:
+    bias = torch.randn(1, 4, queries, 70, generator=generator) * 3
+    call = random_call(generator, 2, 4, 2, queries, 70, mask=bias)
+    numbers = check(call, position=69 if queries == 1 else 0)
+    assert numbers.bias
+    assert numbers.mask_kind == "none"
+
+
+def test_a_bias_that_masks_as_well_is_both(generator: torch.Generator) -> None:
+    i, j = torch.arange(70)[:, None], torch.arange(70)
+    slopes = torch.tensor([0.5, 0.25])[:, None, None]
+    alibi = (slopes * (j - i))[None].masked_fill(j > i, -1e9)
+    numbers = check(random_call(generator, 2, 2, 2, 70, mask=alibi))
+    assert numbers.bias
+    assert numbers.mask_kind == "causal"
+
+
+def test_padding_with_a_bias_agrees(generator: torch.Generator) -> None:
+    bias = torch.randn(2, 2, 40, 40, generator=generator)
+    bias[1, :, :, :6] = -INF
+    padded = torch.zeros(2, 40, dtype=torch.bool)
+    padded[1, :6] = True
+    call = random_call(generator, 2, 2, 2, 40, mask=bias)
+    numbers = fused_statistics(call)
+    assert numbers.mask_kind == "padding"
+    _, s, visible = full_scores(call)
+    agree(
+        numbers,
+        {
+            k: v
+            for k, v in oracle(s, visible, padded).items()
+            if k not in ("sink_key", "sink_mass", "entropy_rest")
+        },
+    )
+
+
+def test_a_score_function_and_a_mask_function_of_flex_attention(generator: torch.Generator) -> None:
+    def soft_and_far(s: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return torch.where(q - kv < 30, 5 * torch.tanh(s / 5) - 0.1 * (q - kv).abs() * (h + 1), -INF)
+
+    call = random_call(
+        generator, 2, 3, 1, 70, strength=5, bias=soft_and_far, visible=lambda b, h, q, kv: q >= kv
+    )
+    numbers = check(call)
+    assert numbers.bias
+    assert (numbers.mask_kind, numbers.window) == ("causal + sliding window", 30)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, -0.3, 1e-25])
+def test_any_scale_leaves_the_dot_product_as_it_is(generator: torch.Generator, scale: float) -> None:
+    check(random_call(generator, 1, 2, 2, 40, scale=scale, causal_offset=0))
+
+
+@pytest.mark.parametrize("past", [0, 30, 300])
+def test_decoding_with_a_cache_counts_places_from_the_first_key(
+    generator: torch.Generator, past: int
+) -> None:
+    queries = 9
+    call = random_call(generator, 1, 2, 2, queries, queries + past, causal_offset=past)
+    numbers = check(call, position=past)
+    assert (numbers.mask_kind, numbers.causal_offset) == ("causal", 0)
+
+
+def test_a_square_causal_mask_on_a_longer_cache_is_off_by_the_difference(generator: torch.Generator) -> None:
+    numbers = check(random_call(generator, 1, 2, 2, 9, 20, causal_offset=0))
+    assert (numbers.mask_kind, numbers.causal_offset) == ("causal", -11)
+
+
+def test_eager_heads_may_see_different_keys(generator: torch.Generator) -> None:
+    call = random_call(generator, 2, 3, 3, 70, visible=lambda b, h, q, kv: (q >= kv) | (h == 2))
+    _, s, visible = full_scores(call)
+    numbers = eager_statistics(s.float(), torch.softmax(s, -1).float(), visible_above=-9000)
+    agree(numbers, oracle(s, visible))
+    assert numbers.mask_kind == "other"
+
+
+def test_eager_scores_may_lie_in_any_order(generator: torch.Generator) -> None:
+    _, s, visible = full_scores(random_call(generator, 2, 3, 3, 40))
+    turned = s.float().permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
+    agree(eager_statistics(turned, turned, visible_above=-9000), oracle(s, visible))
+
+
+def test_probabilities_that_are_no_softmax_are_taken_as_they_are() -> None:
+    probs = torch.tensor([[0.5, 0.25, 0.0, 0.125], [0.1, 0.0, 0.0, 0.0]])[None, None]
+    scores = torch.randn(1, 1, 2, 4)
+    numbers = eager_statistics(scores, probs, visible_above=-9000, recompute=False)
+    expected = -torch.xlogy(probs, probs).sum(-1)
+    assert one(numbers, "entropy") == pytest.approx(float(expected.mean()), abs=1e-6)
+    assert one(numbers, "sink_mass") == pytest.approx(0.3, abs=1e-6)
+    rest = -sum(p * math.log(p) for p in (2 / 3, 1 / 3))
+    # The second row has nothing but its sink, so its rest is 0/0.
+    assert math.isnan(one(numbers, "entropy_rest")) or one(numbers, "entropy_rest") == pytest.approx(rest)
+    assert one(numbers, "score_max") == pytest.approx(float(scores.max()))
+
+
+# --- invariances --------------------------------------------------------------------------------------
+
+
+def test_a_constant_added_to_a_row_changes_scores_only(generator: torch.Generator) -> None:
+    call = random_call(generator, 1, 2, 2, 70, strength=3)
+    shifted = FusedCall(call.q_BHTD, call.k_BKSD, None, call.scale, mask=torch.full((1, 1, 70, 1), 500.0))
+    before, after = fused_statistics(call).per_head, fused_statistics(shifted).per_head
+    for metric in ("entropy", "entropy_min", "entropy_rest", "sink_mass", "score_std", "reach", "dot_absmax"):
+        assert after[metric] == pytest.approx(before[metric], rel=2e-4), metric
+    assert after["score_max"] == pytest.approx([500 + float(x or 0) for x in before["score_max"]], abs=1e-3)
+
+
+def test_the_order_of_keys_changes_places_only(generator: torch.Generator) -> None:
+    call = random_call(generator, 1, 2, 2, 70, strength=3)
+    order = torch.randperm(70, generator=generator)
+    turned = FusedCall(call.q_BHTD, call.k_BKSD[:, :, order], None, call.scale)
+    before, after = fused_statistics(call).per_head, fused_statistics(turned).per_head
+    for metric in set(before) - {"sink_key", "reach"}:
+        assert after[metric] == pytest.approx(before[metric], abs=1e-5), metric
+    assert order[[int(key or 0) for key in after["sink_key"]]].tolist() == list(before["sink_key"])
+
+
+@pytest.mark.parametrize("heads", [1, 3, 12])
+def test_threads_and_tiles_change_nothing(
+    generator: torch.Generator, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = random_call(generator, 2, heads, heads, 333, causal_offset=0)
+    expected = fused_statistics(call).per_head
+    monkeypatch.setattr(tiles, "CPU_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(statistics, "WORTH_THREADS", 0)
+    threads = torch.get_num_threads()
+    found = fused_statistics(call).per_head
+    assert torch.get_num_threads() == threads
+    for metric, values in expected.items():
+        assert found[metric] == pytest.approx(values, abs=1e-5), metric
+
+
+def test_grad_autocast_inference_and_fast_products_change_nothing(generator: torch.Generator) -> None:
+    call = random_call(generator, 1, 4, 4, 300, width=64)
+    expected = fused_statistics(call).per_head["entropy"]
+    call.q_BHTD.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert fused_statistics(call).per_head["entropy"] == expected
+    with torch.inference_mode():
+        assert fused_statistics(call).per_head["entropy"] == expected
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert fused_statistics(call).per_head["entropy"] == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+# --- the check against what the kernel gave -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("how", ["plain", "causal", "mask", "bias", "padding"])
+def test_the_difference_to_what_sdpa_gave_is_rounding(
+    generator: torch.Generator, how: str, dtype: torch.dtype
+) -> None:
+    size = 70
+    key_mask = torch.ones(2, 1, 1, size, dtype=torch.bool)
+    key_mask[1, ..., :9] = False
+    options: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "causal": {"causal_offset": 0},
+        "mask": {"mask": torch.rand(size, size, generator=generator) > 0.3},
+        "bias": {"mask": torch.randn(1, 4, size, size, generator=generator).to(dtype)},
+        "padding": {"mask": key_mask},
+    }
+    call = random_call(generator, 2, 4, 2, size, strength=3, dtype=dtype, **options[how])
+    assert call.v_BKSV is not None
+    k, v = (x.repeat_interleave(2, 1) for x in (call.k_BKSD, call.v_BKSV))
+    out = torch.nn.functional.scaled_dot_product_attention(
+        call.q_BHTD, k, v, attn_mask=call.mask, is_causal=how == "causal", scale=call.scale
+    )
+    limit = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    assert fused_difference(call, out) < limit
+    assert fused_difference(call, out.roll(1, 2)) > 0.1
+    out[1, 3, size - 1, 0] += 10
+    assert fused_difference(call, out) > 0.1
+
+
+def test_the_difference_takes_nan_for_nan(generator: torch.Generator) -> None:
+    call = random_call(generator, 1, 2, 2, 20)
+    call.q_BHTD[0, 1, 0] = math.nan
+    assert call.v_BKSV is not None
+    out = torch.nn.functional.scaled_dot_product_attention(call.q_BHTD, call.k_BKSD, call.v_BKSV)
+    assert fused_difference(call, out) < 1e-5
+    out[0, 1, 0] = 0.0
+    assert math.isnan(fused_difference(call, out)) or fused_difference(call, out) > 0.1
+
+
+# --- hostile values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, INF, -INF])
+@pytest.mark.parametrize("side", ["query", "key"])
+@pytest.mark.parametrize("causal", [None, 0])
+def test_a_head_with_a_non_finite_score_has_no_finite_entropy(
+    generator: torch.Generator, bad: float, side: str, causal: int | None
+) -> None:
+    call = random_call(generator, 2, 3, 3, 70, causal_offset=causal)
+    (call.q_BHTD if side == "query" else call.k_BKSD)[0, 1, 3, 2] = bad
+    clean = fused_statistics(random_call(torch.Generator().manual_seed(0), 2, 3, 3, 70, causal_offset=causal))
+    numbers = fused_statistics(call)
+    for metric in (
+        "entropy",
+        "entropy_ratio",
+        "entropy_rest",
+        "sink_mass",
+        "score_std",
+        "reach",
+        "peaky_rows",
+    ):
+        values = numbers.per_head[metric]
+        assert math.isnan(float(values[1] or 0)), metric
+        assert values[0] == pytest.approx(clean.per_head[metric][0], abs=1e-5)
+        assert values[2] == pytest.approx(clean.per_head[metric][2], abs=1e-5)
+    assert not math.isfinite(one(numbers, "dot_absmax", 1))
+    assert not math.isfinite(one(numbers, "score_max", 1))
+
+
+def test_a_nan_behind_the_mask_hurts_the_dot_product_only(generator: torch.Generator) -> None:
+    mask = torch.ones(1, 1, 1, 40, dtype=torch.bool)
+    mask[..., -4:] = False
+    call = random_call(generator, 1, 2, 2, 40, mask=mask)
+    expected = fused_statistics(call).per_head
+    call.k_BKSD[:, :, -2] = math.nan
+    numbers = fused_statistics(FusedCall(call.q_BHTD, call.k_BKSD, None, call.scale, mask=mask))
+    assert numbers.per_head["entropy"] == pytest.approx(expected["entropy"], abs=1e-6)
+    assert math.isnan(one(numbers, "dot_absmax"))
+
+
+def test_products_beyond_float32_are_told_as_they_are(generator: torch.Generator) -> None:
+    call = random_call(generator, 1, 2, 2, 40, strength=1e25)
+    call = FusedCall(call.q_BHTD, call.k_BKSD * 1e20, None, 1e-44)
+    numbers = check(call, tolerance=1e-6)
+    assert one(numbers, "dot_absmax") > 1e44
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 0), (1, 0, 5), (1, 5, 0), (0, 5, 5)])
+def test_empty_sizes_give_no_numbers(shape: tuple[int, int, int]) -> None:
+    batch, queries, keys = shape
+    call = FusedCall(
+        torch.zeros(batch, 4, queries, 8), torch.zeros(batch, 2, keys, 8), torch.zeros(batch, 2, keys, 8), 1.0
+    )
+    assert fused_statistics(call).per_head["entropy"] == (None,) * 4
+    assert fused_difference(call, torch.zeros(batch, 4, queries, 8)) == 0
+    scores = torch.zeros(batch, 4, queries, keys)
+    assert eager_statistics(scores, scores, visible_above=-9000).per_head["entropy"] == (None,) * 4
+    assert dot_extremes(torch.zeros(batch, queries, 8), torch.zeros(batch, 8, keys)).shape == (batch, queries)
+    assert all(map(math.isnan, row_sums(scores)))
+
+
+# --- the small ones -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dot_extremes_are_those_of_the_whole_product(generator: torch.Generator, dtype: torch.dtype) -> None:
+    q = torch.randn(5, 33, 8, generator=generator).to(dtype)
+    k = torch.randn(5, 70, 8, generator=generator).to(dtype).transpose(1, 2)
+    expected = (q.double() @ k.double()).abs().amax(-1)
+    assert torch.allclose(dot_extremes(q, k).double(), expected, rtol=1e-5)
+
+
+def test_dot_extremes_beyond_float32_are_told_as_they_are() -> None:
+    assert float(dot_extremes(torch.full((1, 1, 1), 1e30), torch.full((1, 1, 1), -1e30))) == pytest.approx(
+        1e60
+    )
+
+
+def test_row_sums_leave_out_rows_of_zeros() -> None:
+    weights = torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.25, 0.5], [1.0, 0.5]])[None, None]
+    assert row_sums(weights) == (0.75, 1.5)
+    assert row_sums(weights.half()) == (0.75, 1.5)
+    assert all(map(math.isnan, row_sums(torch.zeros(1, 1, 2, 2))))
+    weights[0, 0, 0, 0] = math.nan
+    assert math.isnan(row_sums(weights)[0])
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest storage that any operator made, but for views of `ignored`."""
+
+    def __init__(self, ignored: Tensor | None = None) -> None:
+        super().__init__()
+        self.numel = 0
+        self.ignored = None if ignored is None else ignored.untyped_storage().data_ptr()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() != self.ignored:
+                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("how", ["plain", "causal", "flex", "eager"])
+def test_no_tensor_is_as_large_as_the_scores(
+    generator: torch.Generator, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 2048
+    options: dict[str, Any] = {
+        "causal": {"causal_offset": 0},
+        "flex": {"visible": lambda b, h, q, kv: (q + kv) % 3 > 0},
+    }.get(how, {})
+    call = random_call(generator, 1, 2, 1, size, **options)
+    monkeypatch.setattr(statistics, "WORTH_THREADS", INF)  # a mode sees one thread only
+    if how == "eager":
+        _, scores, _ = full_scores(call)
+        with Largest(ignored=scores) as largest:
+            eager_statistics(scores, scores, visible_above=-9000)
+    else:
+        with Largest() as largest:
+            fused_statistics(call)
+            fused_difference(call, torch.zeros(1, 2, size, 11))
+    assert size * 32 <= largest.numel <= size * size // 2
