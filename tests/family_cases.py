@@ -186,45 +186,90 @@ CAUSAL_NONE = ("causal", "none")
 
 _MLA = {"num_key_value_heads": 4, "head_dim": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
 _JAMBA = {
-    **{"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4},
-    **{"num_experts": 2, "num_experts_per_tok": 1, "use_mamba_kernels": False},
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 4,
+    "mamba_dt_rank": 4,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "use_mamba_kernels": False,
 }
 _GEMMA3N = {
-    **{"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "laurel_rank": 8},
-    **{"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 99, "hidden_size_per_layer_input": 8},
-    **{"activation_sparsity_pattern": [0.0, 0.0], "intermediate_size": [48, 48]},
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "laurel_rank": 8,
+    "num_kv_shared_layers": 0,
+    "vocab_size_per_layer_input": 99,
+    "hidden_size_per_layer_input": 8,
+    "activation_sparsity_pattern": [0.0, 0.0],
+    "intermediate_size": [48, 48],
 }
 _WHISPER = {
-    **{"max_source_positions": 20, "num_mel_bins": 8, "pad_token_id": 1, "bos_token_id": 2},
-    **{"eos_token_id": 3, "decoder_start_token_id": 2},
+    "max_source_positions": 20,
+    "num_mel_bins": 8,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 2,
 }
 _SPEECH = {
-    **{"num_mel_bins": 8, "input_feat_per_channel": 8, "conv_channels": 32, "max_source_positions": 40},
-    **{"max_target_positions": 40},
+    "num_mel_bins": 8,
+    "input_feat_per_channel": 8,
+    "conv_channels": 32,
+    "max_source_positions": 40,
+    "max_target_positions": 40,
 }
 _BACKBONE = {
-    **{"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
-    **{"layer_type": "basic", "out_features": ["stage4"]},
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage4"],
 }
 _DETR = {
-    **{"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "num_queries": 5},
-    **{"backbone_config": _BACKBONE},
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "backbone": None,
+    "num_queries": 5,
+    "backbone_config": _BACKBONE,
 }
 _SEGFORMER = {
-    **{"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [16, 32]},
-    **{"patch_sizes": [7, 3], "strides": [4, 2], "num_attention_heads": [2, 4], "mlp_ratios": [2, 2]},
+    "num_encoder_blocks": 2,
+    "depths": [1, 1],
+    "sr_ratios": [2, 1],
+    "hidden_sizes": [16, 32],
+    "patch_sizes": [7, 3],
+    "strides": [4, 2],
+    "num_attention_heads": [2, 4],
+    "mlp_ratios": [2, 2],
 }
 _PERCEIVER = {
-    **{"num_latents": 8, "d_latents": 32, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 2},
+    "num_latents": 8,
+    "d_latents": 32,
+    "d_model": 16,
+    "num_blocks": 1,
+    "num_self_attends_per_block": 2,
 }
 _HIERA = {
-    **{"image_size": [32, 32], "patch_size": [3, 3], "patch_stride": [4, 4], "patch_padding": [1, 1]},
-    **{"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4], "query_stride": [2, 2], "num_query_pool": 1},
-    **{"masked_unit_size": [4, 4]},
+    "image_size": [32, 32],
+    "patch_size": [3, 3],
+    "patch_stride": [4, 4],
+    "patch_padding": [1, 1],
+    "embed_dim": 16,
+    "depths": [1, 1],
+    "num_heads": [2, 4],
+    "query_stride": [2, 2],
+    "num_query_pool": 1,
+    "masked_unit_size": [4, 4],
 }
 _SWIN = {
-    **{"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4]},
-    **{"window_size": 4},
+    "image_size": 32,
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": [2, 2],
+    "num_heads": [2, 4],
+    "window_size": 4,
 }
 _RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
 
