@@ -37,7 +37,8 @@ class FusedScores:
         self.device = call.q_BHTD.device
         if not call.known:
             mask = _Mask(call, self.shape)
-            call.known.append((mask, visibility(mask.facts(), batch, queries, keys), _precision(call)))
+            seen = visibility(mask.facts(), batch, queries, keys, call.same_tokens)
+            call.known.append((mask, seen, _precision(call)))
         self.mask, self.visibility, (self.dtype, self.bound, self.finite) = call.known[0]
         self.has_bias = self.mask.has_bias
         self.explicit = self.visibility.low_BT is None
