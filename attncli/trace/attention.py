@@ -369,8 +369,8 @@ class Attention:
             axis = "channels"
         after = _after_softmax(weights.node, pending)
         sums = None
-        # exp(s)·v may be divided by its sum only afterwards: such weights need not sum to 1.
-        if axis == "keys" and not after.dropout and not pending.sinks:
+        # A softmax over queries may be divided by the sum over keys after it (slot attention).
+        if axis != "channels" and not after.dropout and not pending.sinks:
             sums = row_sums(four_axes(used))
         # exp(s)·v may be divided by its sum only afterwards: such weights need not sum to 1.
         by_hand = pending.normaliser == "softmax by hand" and not after.divided
