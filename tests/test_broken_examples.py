@@ -75,7 +75,6 @@ def test_nothing_is_said_of_the_same_attention_done_right(file: str, factory: st
     assert report.verdict == "clean"
 
 
-@pytest.mark.xfail(strict=True, reason="the trace gives no row sums where the softmax is over the queries")
 def test_slot_attention_divides_by_the_sum_of_each_row_and_is_right() -> None:
     assert measured("softmax_over_queries", "slots").verdict == "clean"
 
