@@ -213,3 +213,13 @@ def test_streams_that_share_nothing_are_cross_attention_whatever_the_call_is_cal
     assert [finding.name for finding in judge(one(numbers=SINK, **apart))] == ["cross-attention-on-one-token"]
     for sources in (together, unknown):
         assert judge(one(numbers=SINK, **sources)) == ()
+
+
+def test_eight_keys_and_four_heads_are_enough() -> None:
+    assert [finding.code for finding in judge(one(keys=8, queries=8, numbers={"entropy_ratio": 1.0}))] == [
+        "ATT602"
+    ]
+    collapsed = one(batch=1, queries=8, keys=8, numbers=ONE_HOT)
+    assert [finding.code for finding in judge(collapsed)] == ["ATT601"]
+    three = one(heads=3, kv_heads=3, numbers=ONE_HOT)
+    assert judge(three) == ()

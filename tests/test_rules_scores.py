@@ -466,3 +466,34 @@ def test_clipping_is_told_in_numbers() -> None:
 def test_numbers_that_are_missing_or_nan_give_no_finding(numbers: dict[str, object]) -> None:
     for changes in ({}, {"scale": 1.0, "factors": {}}, {"scores_dtype": "float16"}, {"mask_kind": "bias"}):
         assert judge(one(**changes, numbers=numbers)) == ()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_sign_of_a_factor_does_not_matter(sign: int) -> None:
+    def names(observed: Observed) -> list[str]:
+        return [finding.name for finding in judge(observed)]
+
+    places = {"query": sign * 0.125, "kernel": 0.125}
+    assert names(one(scale=sign * 1.0, factors={}, numbers=SHARP)) == ["unscaled-scores"]
+    assert names(one(scale=sign / 16, factors={}, numbers=EVEN)) == ["scaled-by-model-width"]
+    assert names(one(scale=sign / 64, factors={}, numbers=EVEN)) == ["scaled-twice"]
+    assert names(one(scale=sign / 64, factors=places, numbers={**EVEN, "score_std": 0.0})) == ["scaled-twice"]
+    asked = layer(scale=1.0, evidence={"scale": "config"})
+    assert judge(one(scale=sign * 1.0, factors={}, numbers=SHARP)._replace(layers=(asked,))) == ()
+    before = {"factors": {"query": sign * 0.125}, "dtype": "float16", "scores_dtype": "float16"}
+    found = names(one(stored="scaled", numbers={"dot_absmax": 8 * 70_000.0}, **before))
+    assert found == ["product-overflows"]
+    bias = {"mask_kind": "causal + bias", "numbers": {"score_max": 1200.0, "dot_absmax": 1600.0}}
+    assert names(one(scale=sign * 0.125, factors={}, **bias)) == ["large-scores"]
+
+
+@pytest.mark.parametrize(("off", "same"), [(1.009, True), (0.991, True), (1.015, False), (0.985, False)])
+def test_a_factor_is_a_mistake_within_one_percent(off: float, same: bool) -> None:
+    for factor in (1 / 16, 1 / 64):
+        assert bool(judge(one(scale=factor * off, factors={}, numbers=EVEN))) is same
+
+
+def test_the_largest_head_tells_what_stands_before_the_product() -> None:
+    numbers = {"dot_absmax": [10.0, 8 * 70_000.0, 20.0, 30.0], "stored_absmax": 70_000.0}
+    (finding,) = judge(one(dtype="float16", scores_dtype="float16", stored="scaled", numbers=numbers))
+    assert (finding.head, finding.evidence["heads"]) == (1, [1])
