@@ -79,9 +79,6 @@ def test_slot_attention_divides_by_the_sum_of_each_row_and_is_right() -> None:
     assert measured("softmax_over_queries", "slots").verdict == "clean"
 
 
-@pytest.mark.xfail(
-    strict=True, reason='masks that show the future alone are called "other", not "future only"'
-)
 def test_a_mask_that_shows_the_future_alone_is_of_the_wrong_sign() -> None:
     report = measured("mask_upside_down", "broken")
     assert [finding.name for finding in report.findings] == ["mask-of-the-wrong-sign"]

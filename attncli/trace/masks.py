@@ -77,7 +77,7 @@ def mask_facts(
     queries: int,
     keys: int,
     device: torch.device,
-    tile: int = 1 << 21,
+    tile: int = 1 << 19,
 ) -> RowFacts:
     """Facts of any mask, read by tiles of about `tile` elements. `batch` and `heads`: those that differ."""
     if not batch * heads * queries * keys:
@@ -243,7 +243,9 @@ def _named(left: int | None, right: int | None, padding_BS: Tensor | None) -> _P
         kinds.append("causal")
         causal_offset = right
     if left is not None and right is None:
-        return _Pattern()
+        if left > 0:
+            return _Pattern()
+        kinds.append("future only")  # a causal mask of the wrong sign
     if left is not None and right is not None:
         kinds.append("sliding window")
         window = left + right + 1
