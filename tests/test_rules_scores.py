@@ -479,7 +479,7 @@ def test_the_sign_of_a_factor_does_not_matter(sign: int) -> None:
     assert names(one(scale=sign / 64, factors={}, numbers=EVEN)) == ["scaled-twice"]
     assert names(one(scale=sign / 64, factors=places, numbers={**EVEN, "score_std": 0.0})) == ["scaled-twice"]
     asked = layer(scale=1.0, evidence={"scale": "config"})
-    assert judge(one(scale=sign * 1.0, factors={}, numbers=SHARP)._replace(layers=(asked,))) == ()
+    assert judge(replace(one(scale=sign * 1.0, factors={}, numbers=SHARP), layers=(asked,))) == ()
     before = {"factors": {"query": sign * 0.125}, "dtype": "float16", "scores_dtype": "float16"}
     found = names(one(stored="scaled", numbers={"dot_absmax": 8 * 70_000.0}, **before))
     assert found == ["product-overflows"]
