@@ -496,6 +496,8 @@ class Attention:
             call = replace(call, same_tokens=False)
         numbers = fused_statistics(call)
         answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype, taken.dropout)
+        # What was read of the mask refers to the call and the call to it: q and k would outlive their layer.
+        call.known.clear()
         factors = {"query": factor_query, "key": factor_key, "kernel": call.scale}
         scale = None if factor_query is None or factor_key is None else factor_query * factor_key * call.scale
         batch, heads, queries, _ = call.q_BHTD.shape
