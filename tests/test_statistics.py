@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -25,12 +25,21 @@ from attncli.trace.statistics import (
 INF = math.inf
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Torch's own threads wait busily: on a shared core the oracle's small products would take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-# --- the oracle: one row at a time, in float64 --------------------------------------------------------
+# --- the oracle: the whole matrix, in float64 --------------------------------------------------------
 
 
 def full_scores(call: FusedCall) -> tuple[Tensor, Tensor, Tensor]:
@@ -451,17 +460,22 @@ def test_padding_with_a_bias_agrees(generator: torch.Generator) -> None:
     padded = torch.zeros(2, 40, dtype=torch.bool)
     padded[1, :6] = True
     call = random_call(generator, 2, 2, 2, 40, mask=bias)
-    numbers = fused_statistics(call)
-    assert numbers.mask_kind == "padding"
+    assert check(call, padded).mask_kind == "padding"
+
+
+def test_padding_on_the_left_keeps_the_sink_of_eager_scores(generator: torch.Generator) -> None:
+    mask = torch.ones(2, 1, 1, 40, dtype=torch.bool)
+    mask[1, ..., :6] = False
+    call = random_call(generator, 2, 2, 2, 40, strength=3, mask=mask, causal_offset=0)
+    call.k_BKSD[0, :, 0] = call.k_BKSD[1, :, 6] = call.q_BHTD.mean((0, 1, 2)) * 5
+    padded = ~mask[:, 0, 0]
     _, s, visible = full_scores(call)
-    agree(
-        numbers,
-        {
-            k: v
-            for k, v in oracle(s, visible, padded).items()
-            if k not in ("sink_key", "sink_mass", "entropy_rest")
-        },
-    )
+    expected = oracle(s, visible, padded)
+    assert expected["sink_key"] == [0, 0]
+    for recompute in (True, False):
+        probs = torch.softmax(s, -1).nan_to_num().float()
+        agree(eager_statistics(s.float(), probs, visible_above=-9000, recompute=recompute), expected)
+    check(call, padded)
 
 
 def test_a_score_function_and_a_mask_function_of_flex_attention(generator: torch.Generator) -> None:
@@ -518,8 +532,8 @@ def test_probabilities_that_are_no_softmax_are_taken_as_they_are() -> None:
     assert one(numbers, "entropy") == pytest.approx(float(expected.mean()), abs=1e-6)
     assert one(numbers, "sink_mass") == pytest.approx(0.3, abs=1e-6)
     rest = -sum(p * math.log(p) for p in (2 / 3, 1 / 3))
-    # The second row has nothing but its sink, so its rest is 0/0.
-    assert math.isnan(one(numbers, "entropy_rest")) or one(numbers, "entropy_rest") == pytest.approx(rest)
+    # The second row has nothing but its sink, so only the first has a rest.
+    assert one(numbers, "entropy_rest") == pytest.approx(rest, abs=1e-6)
     assert one(numbers, "score_max") == pytest.approx(float(scores.max()))
 
 
@@ -553,9 +567,9 @@ def test_threads_and_tiles_change_nothing(
     expected = fused_statistics(call).per_head
     monkeypatch.setattr(tiles, "CPU_ELEMENTS", 1 << 12)
     monkeypatch.setattr(statistics, "WORTH_THREADS", 0)
-    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
     found = fused_statistics(call).per_head
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 3
     for metric, values in expected.items():
         assert found[metric] == pytest.approx(values, abs=1e-5), metric
 
@@ -574,6 +588,18 @@ def test_grad_autocast_inference_and_fast_products_change_nothing(generator: tor
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_what_was_set_is_put_back_after_an_error(generator: torch.Generator) -> None:
+    def broken(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        raise ValueError("no mask today")
+
+    torch.set_num_threads(2)
+    with torch.enable_grad(), pytest.raises(ValueError, match="no mask today"):
+        fused_statistics(random_call(generator, visible=broken))
+    assert torch.get_num_threads() == 2
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.is_grad_enabled()
 
 
 # --- the check against what the kernel gave -----------------------------------------------------------
@@ -728,7 +754,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_is_as_large_as_the_scores(
     generator: torch.Generator, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = 2048
+    size = 1500
     options: dict[str, Any] = {
         "causal": {"causal_offset": 0},
         "flex": {"visible": lambda b, h, q, kv: (q + kv) % 3 > 0},
@@ -743,4 +769,4 @@ def test_no_tensor_is_as_large_as_the_scores(
         with Largest() as largest:
             fused_statistics(call)
             fused_difference(call, torch.zeros(1, 2, size, 11))
-    assert size * 32 <= largest.numel <= size * size // 2
+    assert size * 32 <= largest.numel <= size * size // 4

@@ -1,4 +1,3 @@
-# ruff: noqa: N815  (fields carry shape suffixes)
 """Scores that the model's own code holds in memory, read tile by tile and never copied whole.
 
 Which keys are hidden is read from the scores themselves. This file must not know what is made of them.
@@ -24,7 +23,6 @@ class EagerScores:
     """
 
     group = 1
-    order_BS = None
     looks_back = False  # other heads may see what the first does not
 
     def __init__(
@@ -45,6 +43,8 @@ class EagerScores:
         self.shared = True
         facts = mask_facts(self._visible, batch, min(1, heads), queries, keys, self.device)
         self.visibility = visibility(facts, batch, queries, keys, same_tokens)
+        order_BS = self.visibility.order_BS
+        self.order_BS = None if order_BS is None else order_BS.expand(batch, -1)
         self.position = first_position(self.visibility.causal_offset, queries, keys)
         self._room = torch.empty(0, dtype=self.dtype, device=self.device)
 
@@ -60,7 +60,7 @@ class EagerScores:
         numel = part.numel()
         if self._room.numel() < 2 * numel:
             self._room = self._room.new_empty(2 * numel)
-        s_BHTC = self._room[:numel].view(part.shape).copy_(part)
+        s_BHTC = self._room[:numel].view(part.shape).copy_(self._in_order(part, b))
         visible_BHTC = self._room[numel : 2 * numel].view(part.shape)
         torch.le(s_BHTC, self.visible_above, out=visible_BHTC).neg_().add_(1)
         # −Inf hides a key, and −Inf · 0 would be NaN; NaN stays.
@@ -72,7 +72,7 @@ class EagerScores:
             0,
             s_BHTC,
             [edge(0, part.size(-1), visible_BHTC)],
-            probs_BHTC=None if self.probs_BHTS is None else self.probs_BHTS[b, h, t],
+            probs_BHTC=None if self.probs_BHTS is None else self._in_order(self.probs_BHTS[b, h, t], b),
             count_BHT=visible_BHTC.sum(-1),
         )
 
@@ -85,10 +85,19 @@ class EagerScores:
         return allowed_BHT, some_BHT & ~padded_BHT, ~some_BHT & ~padded_BHT
 
     def column(self, head: int, key: int) -> Tensor:
-        return self._logits((slice(None), head, slice(None), key))
+        if self.order_BS is None:
+            return self._logits((slice(None), head, slice(None), key))
+        keys = self.order_BS[:, key].tolist()
+        return torch.stack([self._logits((b, head, slice(None), place)) for b, place in enumerate(keys)])
 
     def chosen_rows(self, batch: int, head: int, rows_R: Tensor) -> Tensor:
-        return self._logits((batch, head, rows_R))
+        logits_RS = self._logits((batch, head, rows_R))
+        return logits_RS if self.order_BS is None else logits_RS[:, self.order_BS[batch]]
+
+    def _in_order(self, part_BHTS: Tensor, b: slice) -> Tensor:
+        if self.order_BS is None:
+            return part_BHTS
+        return part_BHTS.gather(-1, self.order_BS[b, None, None].expand(part_BHTS.shape))
 
     def _logits(self, index: tuple[int | slice | Tensor, ...]) -> Tensor:
         if self.probs_BHTS is not None:

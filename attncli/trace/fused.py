@@ -37,15 +37,14 @@ class FusedScores:
         self.device = call.q_BHTD.device
         if not call.known:
             mask = _Mask(call, self.shape)
-            seen = visibility(mask.facts(), batch, queries, keys, call.same_tokens)
-            call.known.append((mask, seen, _precision(call)))
+            call.known.append(
+                (mask, visibility(mask.facts(), batch, queries, keys, call.same_tokens), _precision(call))
+            )
         self.mask, self.visibility, (self.dtype, self.bound, self.finite) = call.known[0]
         self.has_bias = self.mask.has_bias
         self.explicit = self.visibility.low_BT is None
-        if self.visibility.order_BS is not None and self.mask.changes_scores:
-            # Biases and score functions know keys by their places.
-            self.explicit = True
-        self.order_BS = None if self.explicit else _for_all(self.visibility.order_BS, batch)
+        order_BS = self.visibility.order_BS
+        self.order_BS = None if order_BS is None else order_BS.expand(batch, -1)
         offset = self.visibility.causal_offset
         self.looks_back = offset is not None and offset <= 0 and not self.explicit
         self.position = first_position(self.visibility.causal_offset, queries, keys)
@@ -95,7 +94,9 @@ class FusedScores:
         if self.call.soft_cap:
             self._cap(tile, self.call.soft_cap, counting)
         if self.mask.changes_scores:
-            self.mask.add_bias(tile)
+            columns = slice(tile.first, tile.first + tile.scores_BHTC.size(-1))
+            places = columns if self.order_BS is None else self.order_BS[b, columns]
+            tile.scores_BHTC.copy_(self.mask.biased(tile.scores_BHTC, b, h, t, places))
         return tile
 
     def output(self, tile: Tile, v_BKSV: Tensor) -> Tensor:
@@ -340,19 +341,14 @@ class _Mask:
         return seen
 
     def biased(self, s: Tensor, b: slice, h: slice, t: slice | Tensor, keys: slice | Tensor) -> Tensor:
-        """`s` with what is added to it; hidden entries get some finite number."""
+        """`s` with what is added to it; hidden entries get some finite number. `keys` may be (b, C)."""
         if self.call.bias is not None:
             s = self.call.bias(s, *self._indices(b, h, t, keys))
-            s = torch.where(s <= HIDING, 0, s)
+            s = torch.where(s == -torch.inf, 0, s)
         if self.has_bias and self.mask is not None and not self._is_bool:
             part = _part(self.mask, b, h, t, keys).to(s.dtype)
             s = s + (torch.where(part <= self.threshold, 0, part) if self.hides else part)
         return s
-
-    def add_bias(self, tile: Tile) -> None:
-        columns = slice(tile.first, tile.first + tile.scores_BHTC.size(-1))
-        biased = self.biased(tile.scores_BHTC, tile.batch, tile.heads, tile.rows, columns)
-        tile.scores_BHTC.copy_(biased)
 
     def _judge_floats(self, mask: Tensor) -> None:
         low, high = torch.stack(torch.aminmax(mask)).tolist()
@@ -382,6 +378,8 @@ class _Mask:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         sizes = zip(self.shape, (b, h, t, keys), strict=True)
         b_I, h_I, i_I, j_I = (torch.arange(size, device=self.device)[part] for size, part in sizes)
+        if j_I.dim() == 2:
+            j_I = j_I[:, None, None]
         return b_I[:, None, None, None], h_I[None, :, None, None], i_I[:, None], j_I
 
 
@@ -406,10 +404,6 @@ def _precision(call: FusedCall) -> tuple[torch.dtype, float, bool]:
     return dtype, bound, bound < big(dtype) / 100
 
 
-def _for_all(order_BS: Tensor | None, batch: int) -> Tensor | None:
-    return None if order_BS is None else order_BS.expand(batch, -1)
-
-
 def _narrowed(mask: Tensor) -> Tensor:
     """In 4 dimensions, those that are only repeated with size 1."""
     mask = mask.view((1,) * (4 - mask.dim()) + tuple(mask.shape))
@@ -420,10 +414,15 @@ def _narrowed(mask: Tensor) -> Tensor:
 
 
 def _part(mask: Tensor, b: slice, h: slice, t: slice | Tensor, keys: slice | Tensor) -> Tensor:
-    for axis, index in enumerate((b, h, t, keys)):
+    for axis, index in enumerate((b, h, t)):
         if mask.size(axis) > 1:
             mask = mask[(slice(None),) * axis + (index,)]
-    return mask
+    if mask.size(3) == 1:
+        return mask
+    if isinstance(keys, slice) or keys.dim() == 1:
+        return mask[..., keys]
+    index_BHTC = keys[:, None, None].expand(-1, mask.size(1), mask.size(2), -1)
+    return mask.expand(keys.size(0), -1, -1, -1).gather(-1, index_BHTC)
 
 
 def _nonzero(mask: Tensor) -> int:

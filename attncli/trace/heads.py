@@ -142,7 +142,10 @@ def _rest(
                     logits.chosen_rows(batch, head, rows_R), sinks[head]
                 )
     rest_BHT = torch.where((left_BHT == 1) & z_BHT.isfinite(), 0, rest_BHT)
-    return torch.where(left_BHT < 1, UNDEFINED, rest_BHT)
+    nothing_BHT = left_BHT < 1
+    if as_they_are:
+        nothing_BHT |= z_rest_BHT == 0  # keys may have no probability at all
+    return torch.where(nothing_BHT, UNDEFINED, rest_BHT)
 
 
 def _entropy_without(logits_RS: Tensor, sink: int) -> Tensor:

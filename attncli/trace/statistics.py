@@ -26,7 +26,7 @@ from attncli.trace.eager import EagerScores
 from attncli.trace.fused import FusedScores
 from attncli.trace.heads import head_numbers
 from attncli.trace.masks import Visibility
-from attncli.trace.precision import in_full_precision
+from attncli.trace.precision import CORES, in_full_precision
 from attncli.trace.tiles import Reducer, Sums, Tile, head_blocks, hide, row_blocks, tile_elements, wide
 
 
@@ -256,16 +256,9 @@ def _share(
     blocks: list[tuple[slice, slice]],
     work: Callable[[Any, Iterator[tuple[slice, slice]]], None],
 ) -> None:
-    """Runs `work` on all blocks: on CPU by threads with blocks of their own.
-
-    Torch's own threads meet after every operation and wait busily: with tiles this small that costs more
-    than it gains, and on a shared core a hundred times more.
-    """
-    before = torch.get_num_threads()
-    workers = min(before, len(blocks)) if source.device.type == "cpu" else 1
-    if math.prod(source.shape) < WORTH_THREADS:
-        workers = 1
-    if workers == 1:
+    """Runs `work` on all blocks; on CPU by threads, each with blocks of its own."""
+    workers = min(CORES.get(), len(blocks))
+    if source.device.type != "cpu" or math.prod(source.shape) < WORTH_THREADS or workers == 1:
         work(source, iter(blocks))
         return
     lock = threading.Lock()
@@ -286,13 +279,9 @@ def _share(
         with torch.inference_mode(inference), torch.no_grad():
             work(source.reader(), taken())
 
-    try:
-        with ThreadPoolExecutor(workers, "attncli-tiles") as pool:
-            for future in [pool.submit(run) for _ in range(workers)]:
-                future.result()
-    finally:
-        # For threads that start later; this thread's own number never changed.
-        torch.set_num_threads(before)
+    with ThreadPoolExecutor(workers, "attncli-tiles") as pool:
+        for future in [pool.submit(run) for _ in range(workers)]:
+            future.result()
 
 
 def _add_sample(tile: Tile, counted_BHT: Tensor, mass_BHS: Tensor) -> None:
