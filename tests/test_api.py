@@ -303,3 +303,22 @@ def test_bounds_alone_name_a_head_whose_weights_hold_nan(tmp_path: Path) -> None
     save_file(weights, tmp_path / "model.safetensors")
     (finding,) = attncli.inspect(tmp_path, bounds=True).findings
     assert (finding.code, finding.layer, finding.head) == ("ATT201", "layers.0.self_attn", 1)
+
+
+def test_a_module_that_is_given_another_sequence_is_cross_attention_whatever_its_name_says() -> None:
+    import torch
+
+    module = torch.nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    x, y = torch.randn(2, 7, 16), torch.randn(2, 5, 16)
+    report = attncli.measure(module, x, y, y)
+    assert (report.calls[0].kind, report.layers[0].kind) == ("cross", "cross")
+    assert attncli.measure(module, x, x, x).layers[0].kind == "self"
+
+
+def test_layers_of_a_run_stand_in_the_order_in_which_they_ran() -> None:
+    import torch
+
+    layer = torch.nn.TransformerEncoderLayer(8, 2, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False).eval()
+    report = attncli.measure(model, torch.randn(1, 3, 8))
+    assert [found.path for found in report.layers] == [f"layers.{i}.self_attn" for i in range(12)]

@@ -46,7 +46,7 @@ def joined(
     for layer in in_memory:
         known = names.get(layer.path)
         layers[layer.path] = layer if known is None else _renamed(layer, known)
-    used: dict[str, str] = {}
+    used: dict[int, str] = {}
     for number, call in enumerate(calls):
         home = _home(call, in_memory)
         if home is None:
@@ -54,18 +54,22 @@ def joined(
             home = path
             if path not in layers:
                 layers[path] = _from_run(call, path)
-        used[str(number)] = home
+        used[number] = home
         layers[home] = _completed(layers[home], call)
     ids = {path: layer.id for path, layer in layers.items()}
-    by_call = {call.index: ids[used[str(number)]] for number, call in enumerate(calls)}
+    by_call = {call.index: ids[used[number]] for number, call in enumerate(calls)}
     new_calls = []
     for number, call in enumerate(calls):
-        layer = layers[used[str(number)]]
-        new_calls.append(replace(call, layer=layer.id, kind=_kind(layer, call)))
+        layer = layers[used[number]]
+        kind = _kind(layer, call)
+        new_calls.append(replace(call, layer=layer.id, kind=kind))
+        if kind != layer.kind:
+            evidence: dict[str, Evidence] = {**layer.evidence, "kind": "run"}
+            layers[used[number]] = replace(layer, kind=kind, evidence=evidence)
     ran = set(used.values())
     idle = [ids[path] for path, layer in layers.items() if layer.kind is not None and path not in ran]
     order = {path: min(i for i, home in used.items() if home == path) for path in ran}
-    kept = sorted(layers, key=lambda path: (path not in ran, int(order.get(path, "0"))))
+    kept = sorted(layers, key=lambda path: (path not in ran, order.get(path, 0)))
     return Joined(
         tuple(layers[path] for path in kept),
         tuple(new_calls),
