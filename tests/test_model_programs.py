@@ -98,6 +98,15 @@ def test_keyword_arguments_of_an_exported_program_stay_keywords(tmp_path, exampl
     assert run(model, batch).shape == (2, 5, 8)
 
 
+def test_inputs_by_name_reach_a_program_that_was_exported_with_positional_ones(tmp_path, example):
+    torch.export.save(torch.export.export(Tiny().eval(), example), tmp_path / "model.pt2")
+    torch.save({"tokens": example[0], "extra": example[1]}, tmp_path / "batch.pt")
+    model = load_model(str(tmp_path / "model.pt2"))
+    batch = make_batch(model, BatchOptions(input=str(tmp_path / "batch.pt")))
+    assert (len(batch.args), dict(batch.kwargs)) == (2, {})
+    assert run(model, batch).shape == (2, 5, 8)
+
+
 def test_an_exported_program_cannot_change_its_dtype_or_mode(tmp_path, example):
     torch.export.save(torch.export.export(Tiny().eval(), example), tmp_path / "model.pt2")
     assert "part of its graph; --dtype cannot change them." in refused(

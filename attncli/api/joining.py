@@ -50,7 +50,7 @@ def joined(
     for number, call in enumerate(calls):
         home = _home(call, in_memory)
         if home is None:
-            path = call.module or _function(call)
+            path = call.module or _weights_home(call) or _function(call)
             home = path
             if path not in layers:
                 layers[path] = _from_run(call, path)
@@ -112,6 +112,17 @@ def _within(module: str, path: str) -> bool:
     if not module or not path:
         return module == path
     return module == path or module.startswith(f"{path}.") or path.startswith(f"{module}.")
+
+
+def _weights_home(call: Call) -> str:
+    """Where the weights of a call lie, for programs that have no modules of their own."""
+    paths = [name.split(".")[:-1] for name in call.parameters.values()]
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
 
 
 def _function(call: Call) -> str:

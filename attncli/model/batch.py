@@ -39,6 +39,8 @@ def make_batch(model: Runnable, options: BatchOptions | None = None) -> Batch:
         kind, value = _given(options.input)
         args, kwargs = _arguments(options.input, value)
         _check_names(options.input, forward, args, kwargs)
+        if model.example is not None:
+            args, kwargs = _as_exported(forward, len(model.example[0]), args, kwargs)
         return _finished(model, forward, kind, args, kwargs, options)
     made = synthetic(model, forward, options)
     return _finished(model, forward, "synthetic", made.args, made.kwargs, options, made.notes)
@@ -64,6 +66,17 @@ def _finished(
         for name, tensor in _tensors(root, value)
     }
     return Batch(args, kwargs, kind, inputs, tokens, notes, options.seed)
+
+
+def _as_exported(
+    forward: Forward, positional: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A torch.export program takes by position what it was exported with by position, whatever the names."""
+    names = forward.positional[len(args) : positional]
+    if any(name not in kwargs for name in names):
+        return args, kwargs
+    rest = {name: value for name, value in kwargs.items() if name not in names}
+    return (*args, *(kwargs[name] for name in names)), rest
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

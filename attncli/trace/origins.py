@@ -146,7 +146,9 @@ def user_line() -> str | None:
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.partition(".")[0] not in ("torch", "attncli"):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            file = frame.f_code.co_filename
+            # The code of an exported program is generated: its lines are nobody's.
+            return None if file.startswith("<eval_with_key>") else f"{file}:{frame.f_lineno}"
         if frame.f_back is None:
             return None
         frame = frame.f_back

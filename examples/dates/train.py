@@ -59,7 +59,7 @@ def train(model: nn.Module, steps: int, rng: random.Random) -> None:
         logits_BTV = model(encode(texts), shifted_right(target_BT))
         loss = cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), max_norm=1.0)
         optimizer.step()
         schedule.step()
