@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,7 +90,7 @@ def oracle(
     if padded is None:
         padded = torch.zeros(batch, queries, dtype=torch.bool)
     orders = [torch.arange(keys)] * batch
-    if queries == keys:
+    if padded.size(1) == keys:
         orders = [torch.argsort(row.byte(), stable=True) for row in padded]
     found: dict[str, list[float | None]] = {}
     for h in range(heads):
@@ -516,6 +517,26 @@ def test_eager_heads_may_see_different_keys(generator: torch.Generator) -> None:
     numbers = eager_statistics(s.float(), torch.softmax(s, -1).float(), visible_above=-9000)
     agree(numbers, oracle(s, visible))
     assert numbers.mask_kind == "other"
+
+
+def test_a_key_that_only_the_first_head_cannot_see_is_no_padding(generator: torch.Generator) -> None:
+    call = random_call(generator, 1, 3, 3, 40, visible=lambda b, h, q, kv: (kv < 30) | (h > 0))
+    _, s, visible = full_scores(call)
+    numbers = eager_statistics(s.float(), torch.softmax(s, -1).float(), visible_above=-9000)
+    agree(numbers, oracle(s, visible))
+    agree(fused_statistics(call), oracle(s, visible))
+    assert numbers.mask_kind == "other"
+
+
+@pytest.mark.parametrize("hiding", [-INF, -1e4, torch.finfo(torch.float32).min])
+def test_the_smallest_score_is_no_hidden_one(hiding: float) -> None:
+    scores = torch.tensor([[3.0, hiding, hiding], [4.0, 5.0, hiding], [40.0, 50.0, 60.0]])[None, None]
+    numbers = eager_statistics(scores, scores, visible_above=-9000)
+    assert (one(numbers, "score_min"), one(numbers, "score_max")) == (3, 60)
+    call = FusedCall(torch.ones(1, 1, 3, 1), torch.tensor([3.0, 4, 5])[None, None, :, None], None, 1.0)
+    floats = torch.zeros(3, 3).masked_fill(scores[0, 0] == hiding, hiding)
+    for options in ({"mask": floats}, {"causal_offset": 0}):
+        assert one(fused_statistics(dataclasses.replace(call, **options)), "score_min") == 3
 
 
 def test_eager_scores_may_lie_in_any_order(generator: torch.Generator) -> None:

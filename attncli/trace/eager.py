@@ -19,7 +19,7 @@ from attncli.trace.tiles import FIELDS, Sums, Tile, big, edge, wide
 class EagerScores:
     """Scores (B, H, T, S) and, where they are not their softmax, the probabilities.
 
-    What is visible is judged by the first head; that the others agree is known once all were summed.
+    What is visible is judged by the first `judged_heads`; that the others agree is known once all were summed.
     """
 
     group = 1
@@ -32,6 +32,7 @@ class EagerScores:
         visible_above: float,
         recompute: bool,
         same_tokens: bool = True,
+        judged_heads: int = 1,
     ) -> None:
         batch, heads, queries, keys = scores_BHTS.shape
         self.shape = (batch, heads, queries, keys)
@@ -41,7 +42,7 @@ class EagerScores:
         self.device = scores_BHTS.device
         self.dtype = torch.float64 if scores_BHTS.dtype == torch.float64 else torch.float32
         self.shared = True
-        facts = mask_facts(self._visible, batch, min(1, heads), queries, keys, self.device)
+        facts = mask_facts(self._visible, batch, min(judged_heads, heads), queries, keys, self.device)
         self.visibility = visibility(facts, batch, queries, keys, same_tokens)
         order_BS = self.visibility.order_BS
         self.order_BS = None if order_BS is None else order_BS.expand(batch, -1)

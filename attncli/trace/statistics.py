@@ -151,9 +151,16 @@ def eager_statistics(
     included: entropy is then −Σ p ln p of what is there, and `entropy_rest` renormalises. `same_tokens`: as in
     `FusedCall`.
     """
-    source = EagerScores(scores_BHTS, probs_BHTS, visible_above, recompute, same_tokens)
-    sums, allowed_BHT, counted_BHT = _summed(source, None)
-    allowed_BHT, counted_BHT, masked_BHT = source.recounted(sums)
+    heads = scores_BHTS.size(1)
+    for judged_heads in (1, heads):
+        # Nearly always all heads see the same keys, and one of them tells all.
+        source = EagerScores(
+            scores_BHTS, probs_BHTS, visible_above, recompute, same_tokens, judged_heads=judged_heads
+        )
+        sums, _, _ = _summed(source, None)
+        allowed_BHT, counted_BHT, masked_BHT = source.recounted(sums)
+        if source.shared:
+            break
     per_head = dict(
         head_numbers(sums, allowed_BHT, counted_BHT, source, not recompute, tile_elements(source.device))
     )
@@ -162,9 +169,9 @@ def eager_statistics(
     return Numbers(
         per_head=per_head,
         precision={},
-        mask_kind=visibility.kind if source.shared else "other",
-        window=visibility.window if source.shared else None,
-        causal_offset=visibility.causal_offset if source.shared else None,
+        mask_kind=visibility.kind,
+        window=visibility.window,
+        causal_offset=visibility.causal_offset,
         bias=False,
     )
 

@@ -317,7 +317,8 @@ def _moments(d_BHTC: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
         if start < one.start:
             lows.append(d_BHTC[..., start : one.start].amin(-1))
         if tile.finite:
-            lows.append(part.sub(one.hiding_BHTC, alpha=2).amin(-1))
+            # Hidden entries may lie at −2 · big where they were −Inf before; from both this leads above all scores.
+            lows.append(part.sub(one.hiding_BHTC, alpha=4).amin(-1))
             part.mul_(one.visible_BHTC)
         else:
             hidden = (one.visible_BHTC == 0).expand(part.shape)
