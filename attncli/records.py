@@ -242,7 +242,8 @@ class Call:
     `mask_kind`: "none", "causal", "sliding window", "future only", "padding", "other", joined by " + ", with
     "bias" for a finite additive one. `causal_offset`: key j is visible to query i where
     j ≤ i + offset + (S − T): 0 is right, −1 hides the diagonal, 1 shows one future key; None where not causal.
-    `softmax_axis`: what the normaliser sums over: "keys" is right; "queries" and "channels" are not keys.
+    `softmax_axis`: what the normaliser sums over. "keys" is right; "channels" is a design of its own; "queries",
+    "heads" (also where heads lie where the keys should) and "batch" are mistakes.
     `query_sources`, `key_sources`, `value_sources`: the inputs ("input NAME") and earlier calls ("call N")
     that the values of each come from.
     `explained`: a sample of rows was recomputed from what was captured and gave what the model got;
@@ -272,7 +273,7 @@ class Call:
     soft_cap: float | None = None
     sinks: bool = False
     dropout: float = 0.0
-    softmax_axis: Literal["keys", "queries", "channels"] = "keys"
+    softmax_axis: Literal["keys", "queries", "channels", "heads", "batch"] = "keys"
     subtracts_maximum: bool = True
     masked_after_softmax: bool = False
     dropout_before_softmax: bool = False

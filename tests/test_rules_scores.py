@@ -279,6 +279,13 @@ CASES = [
         ],
         one(stored="nothing", numbers={"dot_absmax": 8 * 71_200.0}),
     ),
+    # ATT506
+    Case(
+        "NaN in q or k",
+        one(numbers={"dot_absmax": math.nan, "score_max": math.nan}),
+        [("ATT506", "error", f"{PATH}: q·k is NaN: queries or keys hold NaN or Inf.")],
+        one(numbers={"score_max": None}),
+    ),
     # ATT505
     Case(
         "scores of 140 in bfloat16",
@@ -461,9 +468,9 @@ def test_clipping_is_told_in_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"score_max": None}, {"score_max": math.nan}, {"dot_absmax": math.nan}, {"score_std": None}]
+    "numbers", [{"score_max": None}, {"dot_absmax": None}, {"score_std": math.nan}, {"score_std": None}]
 )
-def test_numbers_that_are_missing_or_nan_give_no_finding(numbers: dict[str, object]) -> None:
+def test_numbers_that_are_missing_give_no_finding(numbers: dict[str, object]) -> None:
     for changes in ({}, {"scale": 1.0, "factors": {}}, {"scores_dtype": "float16"}, {"mask_kind": "bias"}):
         assert judge(one(**changes, numbers=numbers)) == ()
 

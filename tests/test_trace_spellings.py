@@ -515,4 +515,5 @@ def test_attention_between_channels_has_channels_for_queries_and_keys() -> None:
 
 def test_tensors_given_as_tokens_by_heads_to_a_fused_kernel_are_seen() -> None:
     report = attncli.measure(Projected(F.scaled_dot_product_attention), torch.randn(3, 5, 8))
-    assert only(report).softmax_axis == "channels"
+    assert only(report).softmax_axis == "heads"
+    assert [finding.code for finding in report.findings] == ["ATT401"]

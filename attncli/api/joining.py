@@ -101,7 +101,8 @@ def _home(call: Call, layers: Sequence[Layer]) -> str | None:
 def _kind(layer: Layer, call: Call) -> Literal["self", "cross"] | None:
     """What its name says it is, unless queries and keys have nothing in common."""
     apart = not set(call.query_sources) & set(call.key_sources)
-    if call.kind == "cross" and apart and call.query_sources and call.key_sources:
+    # Learned queries (latents, seeds) come from no input at all.
+    if call.kind == "cross" and apart and (call.query_sources or call.key_sources):
         return "cross"
     if layer.kind is not None and layer.evidence.get("kind") in ("name", "config"):
         return layer.kind

@@ -12,6 +12,18 @@ from attncli.rules.rule import Observed, Rule
 
 
 def _wrong_axis(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    for layer, seen, count in layers_where(
+        observed, lambda seen: seen.call.softmax_axis in ("heads", "batch")
+    ):
+        axis = seen.call.softmax_axis
+        yield rule.finding(
+            f"{layer}: the softmax runs over the {axis} instead of the keys: tokens do not see each other"
+            f"{count}.",
+            layer=layer,
+            advice="Bring q, k and v into (batch, heads, tokens, head size), e.g. "
+            "q.view(B, T, H, D).transpose(1, 2), and take the softmax over the last axis of q @ k.mT.",
+            evidence={"softmax_axis": axis},
+        )
     for layer, seen, count in layers_where(observed, _sums_over_queries):
         call = seen.call
         yield rule.finding(
@@ -199,7 +211,7 @@ CALL_RULES: tuple[Rule, ...] = (
         code="ATT401",
         name="softmax-over-wrong-axis",
         severity="error",
-        what="The softmax runs over the queries instead of the keys.",
+        what="The softmax runs over the queries, the heads or the batch instead of the keys.",
         why="Each key then shares one unit of attention among the queries, and the output of a token is no mean of "
         "values: its size depends on how many other tokens ask.",
         formula="axis that the softmax sums over; the mean sum of a row is then S/T",

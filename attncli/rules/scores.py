@@ -34,6 +34,32 @@ def _large(rule: Rule, observed: Observed) -> Iterator[Finding]:
         )
 
 
+def _not_a_number(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    calls = {call.index: call for call in observed.calls if call.batch * call.queries * call.keys}
+    heads: dict[int, set[int]] = {}
+    for row in observed.measurements:
+        broken = isinstance(row.value, float) and math.isnan(row.value)
+        if (
+            broken
+            and row.metric in ("dot_absmax", "score_max")
+            and row.call in calls
+            and row.head is not None
+        ):
+            heads.setdefault(row.call, set()).add(row.head)
+    first: dict[str, int] = {}
+    for index in sorted(heads):
+        first.setdefault(calls[index].layer, index)
+    for layer, index in first.items():
+        call, broken_heads = calls[index], sorted(heads[index])
+        some = f" in {len(broken_heads)} of {call.heads} heads" if len(broken_heads) < call.heads else ""
+        yield rule.finding(
+            f"{layer}: q·k is NaN{some}: queries or keys hold NaN or Inf.",
+            layer=layer,
+            head=broken_heads[0] if len(broken_heads) == 1 else None,
+            evidence={"heads": broken_heads},
+        )
+
+
 def _scores_of_dots(seen: Measured) -> Mapping[int, float]:
     """Per head the largest score that q·k itself makes: not what a bias adds, which no softmax minds.
 
@@ -264,5 +290,21 @@ SCORE_RULES: tuple[Rule, ...] = (
         example="An eager bfloat16 model whose scores reach 140.",
         remedy="Compute q·k and the softmax in float32, or use a fused kernel, which does.",
         check=_coarse,
+    ),
+    Rule(
+        code="ATT506",
+        name="scores-not-finite",
+        severity="error",
+        what="Scores are NaN, because queries or keys hold NaN or Inf.",
+        why="The softmax row of such a score is NaN, and with it all that is computed from it; no entropy and no "
+        "headroom can be told.",
+        formula="max |q·k| and max s of each head",
+        threshold="NaN in any head",
+        source="IEEE 754",
+        provenance="derived",
+        example="An input, an embedding or an earlier layer that holds NaN.",
+        remedy="Look for the first layer in this list: what feeds it is broken. Check the input, then the weights "
+        "with attncli inspect --values.",
+        check=_not_a_number,
     ),
 )

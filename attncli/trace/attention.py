@@ -9,6 +9,7 @@ Shapes: B batch, H query heads, T queries, S keys, D head size, N any leading ax
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from attncli.trace import check
 from attncli.trace.axes import Atom, Axes, Axis, axes, numel, of_product
-from attncli.trace.factors import Path, linear_factor, score_path
+from attncli.trace.factors import Path, is_random, linear_factor, origin, score_path
 from attncli.trace.kernels import fused
 from attncli.trace.layout import Layout, layout_of
 from attncli.trace.ops import Op
@@ -85,6 +86,8 @@ class Seen:
     dots: tuple[float, ...] | None = None
     row_sums: tuple[float, float] | None = None
     factor_before: float = 1.0
+    # The query of weights that were not divided by their sum before they met their values.
+    divided_later_of: int | None = None
 
 
 @dataclass(slots=True)
@@ -127,6 +130,8 @@ class Attention:
             _pass_talking_heads(nodes[0])
         elif op.kind in ("softmax", "log softmax"):
             self._softmax(tape, nodes, run)
+        elif op.kind == "sum":
+            self._joined(nodes[0])
         elif op.kind in ("exponential", "sigmoid", "relu"):
             self._by_hand(tape, nodes, run)
         elif op.kind == "fused":
@@ -176,11 +181,16 @@ class Attention:
             release(node)
             return
         for number, (weights, values) in enumerate(((first, second), (second, first))):
-            pending = next((t for t in reversed(weights.node.carries) if isinstance(t, Pending)), None)
-            if pending is not None:
+            found = [t for t in weights.node.carries if isinstance(t, Pending)]
+            # Two softmaxes in one product (differential attention) are two calls.
+            waiting = [
+                t for t in found if not t.claimed and numel(t.node.shape) == numel(weights.shape)
+            ] or found[-1:]
+            for pending in waiting:
                 used = _keys_last(_operand(node, run, number), number)
                 summed = contracted(axes(weights.node, _known(pending)), number)
-                self._claimed(tape, pending, node, weights, values, used, summed)
+                self._claimed(tape, pending, node, weights, values, used, summed, alone=len(waiting) == 1)
+            if waiting:
                 release(node)
                 return
         for number, (weights, values) in enumerate(((first, second), (second, first))):
@@ -250,11 +260,14 @@ class Attention:
         if not products(given) or any(isinstance(thing, Pending) for thing in given.carries):
             return
         scores = run.args[0]
+        if not any(numel(given.shape) >= numel(product.node.shape) for product in products(given)):
+            return  # a sum or a maximum over the keys, not scores
         if node.op.kind != "exponential":
-            if not any(numel(given.shape) >= numel(product.node.shape) for product in products(given)):
-                return  # a sum over the keys, not scores
             self._measured(tape, node, given, scores, run.outputs[0], -1, node.op.kind, True)
             return
+        unit = math.log(2) if node.op.name == "exp2" else 1.0
+        if run.outputs[0].data_ptr() == scores.data_ptr():  # exp_ has overwritten them
+            scores = run.outputs[0].log() / unit
         subtracted = next(
             (ref for ref in given.operands if ref.shape[-1:] == (1,) and ref.tensor is not None), None
         )
@@ -262,7 +275,7 @@ class Attention:
         if shifted and subtracted is not None and subtracted.tensor is not None:
             given = given.operands[0].node
             scores = scores + subtracted.tensor
-        self._measured(tape, node, given, scores, None, -1, "softmax by hand", shifted)
+        self._measured(tape, node, given, scores, None, -1, "softmax by hand", shifted, unit)
 
     def _measured(
         self,
@@ -274,8 +287,12 @@ class Attention:
         axis: int,
         normaliser: str,
         subtracts_maximum: bool,
+        unit: float = 1.0,
     ) -> None:
-        """Takes the numbers of scores that are being normalised, and leaves a `Pending` on the result."""
+        """Takes the numbers of scores that are being normalised, and leaves a `Pending` on the result.
+
+        `unit`: what turns the scores into nats: ln 2 where 2 is raised to them.
+        """
         product = main_product([p for p in products(given) if not p.spent])
         if product is None or scores.dim() == 0:
             return
@@ -291,6 +308,7 @@ class Attention:
         )
         real_keys = columns(product, layout.keys_from)
         shown = _unshifted(scores, path).movedim(axis, -1)
+        shown = shown * unit if unit != 1.0 else shown
         weights = probs.movedim(axis, -1) if probs is not None else shown.softmax(-1)
         sinks = first_key(given, product, layout, real_keys)
         if sinks is not None:
@@ -319,6 +337,8 @@ class Attention:
         recovered = path.scale is not None and (replayed is None or replayed.explained)
         if replayed is not None and replayed.explained and answer.explained:
             answer = replayed._replace(difference=max(answer.difference or 0.0, replayed.difference or 0.0))
+        if unit != 1.0 and path.scale is not None:
+            path = path._replace(scale=path.scale * unit)
         pending = Pending(
             normaliser,
             product,
@@ -348,8 +368,13 @@ class Attention:
         values: Ref,
         used: Tensor,
         summed: Axis,
+        *,
+        alone: bool = True,
     ) -> None:
-        """The weights meet their values: the call is complete. `used`: the weights (…, T, S), `summed`: S."""
+        """The weights meet their values: the call is complete. `used`: the weights (…, T, S), `summed`: S.
+
+        `alone`: no other softmax is part of these weights, so that their sums speak of this one.
+        """
         if pending.claimed:  # relative values, or one part of the keys after the other
             node.carries = ()
             return
@@ -357,27 +382,41 @@ class Attention:
         product = pending.product
         for one in products(weights.node):
             one.spent = True
-        axis: Literal["keys", "queries", "channels"] = "keys"
+        axis: Literal["keys", "queries", "channels", "heads", "batch"] = "keys"
         origins = {atom.origin for atom in summed if atom.origin}
         if origins and pending.layout.keys_from not in origins and _are_heads(summed):
             # Summed over heads, each weighed by a number of its own: an index of keys, not a reading of values.
             node.carries = ()
             return
-        if origins and pending.layout.keys_from not in origins:
+        if pending.layout.keys_from == "batch":
+            axis = "heads" if pending.layout.keys_are_features else "batch"
+        elif origins and pending.layout.keys_from not in origins:
             axis = "queries"
         elif pending.layout.channels:
             axis = "channels"
+        elif pending.layout.keys_are_features:
+            axis = "heads"
         after = _after_softmax(weights.node, pending)
         sums = None
         # A softmax over queries may be divided by the sum over keys after it (slot attention).
-        if axis != "channels" and not after.dropout and not pending.sinks:
+        if (
+            axis in ("keys", "queries")
+            and alone
+            and not after.dropout
+            and not after.mixed
+            and not pending.sinks
+        ):
             sums = row_sums(four_axes(used))
         # exp(s)·v may be divided by its sum only afterwards: such weights need not sum to 1.
         by_hand = pending.normaliser == "softmax by hand" and not after.divided
-        if sums is not None and by_hand and not (sums[0] > 0.99 and sums[1] < 1.01):
+        late = sums is not None and by_hand and not (sums[0] > 0.99 and sums[1] < 1.01)
+        if late:
             sums = None
+        if alone and after.changed and not after.dropout and not after.mixed and axis == "keys":
+            self._reread(pending, used)
         normaliser = pending.normaliser
-        if normaliser == "softmax by hand" and sums is not None and sums[1] < 0.999:
+        below_one = sums is not None and sums[0] < 0.999 and sums[1] < 1.0005
+        if normaliser == "softmax by hand" and below_one and not after.masked:
             normaliser = "softmax plus one"
         factor_query = linear_factor(product.first.node)
         factor_key = linear_factor(product.second.node)
@@ -390,7 +429,7 @@ class Attention:
         alpha = product.node.kwargs.get("alpha", 1) if product.node.op.name in _WITH_INPUT else 1
         facts = {
             "module": product.node.module,
-            "kernel": "softmax" if normaliser == "softmax" else normaliser,
+            "kernel": "softmax",
             "kind": kind_of(tape, query.node, key.node),
             "normaliser": normaliser,
             "batch": pending.layout.batch,
@@ -423,11 +462,60 @@ class Attention:
         dots = pending.dots
         if dots is not None and before != 1.0:
             dots = tuple(value / before for value in dots)
-        self._add(tape, node, Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha))))
+        seen = Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha)))
+        seen.divided_later_of = origin(query.node).serial if late else None
+        self._add(tape, node, seen)
+        if late:
+            node.carries = (seen,)
         _let_go(pending)
         for one in products(weights.node):
             _let_go(one)
         self._open = [thing for thing in self._open if not _is_done(thing)]
+
+    def _reread(self, pending: Pending, used: Tensor) -> None:
+        """Numbers of the weights as they were used, where they were masked or normalised again after the softmax.
+
+        What is said of scores stays; what is said of probabilities is of those that weighed the values.
+        """
+        layout = pending.layout
+        if used.numel() != layout.batch * layout.heads * layout.queries * layout.keys:
+            return
+        if used.shape[-1] != pending.node.shape[-1] or bool((used < 0).any()):
+            return
+        used = used.reshape(pending.node.shape)  # a product folds leading axes into one
+        found = eager_statistics(
+            layout.view(used.log()),
+            layout.view(used),
+            visible_above=-math.inf,
+            recompute=False,
+            same_tokens=False,
+        )
+        kept = {
+            name: pending.numbers.per_head[name] for name in _OF_SCORES if name in pending.numbers.per_head
+        }
+        if pending.numbers.mask_kind != "none":
+            kept |= {name: pending.numbers.per_head[name] for name in _OF_ROWS}
+            found = replace(
+                found,
+                mask_kind=pending.numbers.mask_kind,
+                window=pending.numbers.window,
+                causal_offset=pending.numbers.causal_offset,
+            )
+        pending.numbers = replace(found, per_head={**found.per_head, **kept})
+
+    def _joined(self, node: Node) -> None:
+        """Parts of one output whose softmax runs over the keys in chunks: none of them is the whole row."""
+        parts: dict[int, list[Seen]] = {}
+        for thing in node.carries:
+            if isinstance(thing, Seen) and thing.divided_later_of is not None:
+                parts.setdefault(thing.divided_later_of, []).append(thing)
+        for found in parts.values():
+            if len(found) > 1:
+                for seen in found:
+                    seen.facts["explained"] = False
+                    seen.facts["reason"] = (
+                        "its softmax runs over the keys in chunks, of which each is a part of a row"
+                    )
 
     def _without_softmax(
         self,
@@ -591,7 +679,7 @@ def _is_done(thing: Product | Pending) -> bool:
 # --- axes -------------------------------------------------------------------------------------------
 
 
-def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "queries", "channels"]:
+def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "heads"]:
     """Heads where queries should be: q was given as (B, T, H, D) to a kernel that wants (B, H, T, D)."""
     if tensor.dim() != 4:
         return "keys"
@@ -603,7 +691,7 @@ def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "queries", "chan
         and all(atom.kind == "feature" for atom in rows)
         and all(atom.kind == "position" for atom in heads)
     )
-    return "channels" if swapped else "keys"
+    return "heads" if swapped else "keys"
 
 
 # --- numbers ------------------------------------------------------------------------------------------
@@ -642,14 +730,18 @@ def _scale(pending: Pending, query: float | None, key: float | None) -> tuple[fl
 
 
 class _After(NamedTuple):
+    """`changed`: by more than a division by their sum. `mixed`: heads were mixed with each other."""
+
     dropout: float
     masked: bool
     divided: bool
+    changed: bool
+    mixed: bool
 
 
 def _after_softmax(weights: Node, pending: Pending) -> _After:
     """What happened to the probabilities between the softmax and the values."""
-    dropout, masked, divided = 0.0, False, False
+    dropout, masked, divided, changed, mixed = 0.0, False, False, False, False
     node = weights
     for _ in range(_NEAR):
         if node is pending.node or not node.operands:
@@ -661,21 +753,23 @@ def _after_softmax(weights: Node, pending: Pending) -> _After:
             other = next((ref for ref in node.operands if pending not in ref.node.carries), None)
             divided = divided or any(ref.shape[-1:] == (1,) for ref in node.operands)
             if other is not None and numel(other.shape) > 1:
-                if _is_random(other.node):
+                if is_random(other.node):
                     dropout = dropout or 0.5
                 elif other.shape[-1:] != (1,):
                     masked = True
         elif node.op.kind == "fill":
             masked = True
-        elif node.op.kind == "factor" and len(node.args) == 2 and isinstance(node.args[1], (int, float)):
-            pass
+        elif node.op.kind in ("softmax", "log softmax", "sum", "other", "sigmoid", "relu"):
+            changed = True
+        elif node.op.product or node.op.kind == "convolution":
+            mixed = True
         # e / e.sum(): both come from the softmax; the way leads through the larger.
         ours = [ref for ref in node.operands if pending in ref.node.carries]
         following = max(ours, key=lambda ref: numel(ref.shape)).node if ours else None
         if following is None:
             break
         node = following
-    return _After(dropout, masked, divided)
+    return _After(dropout, masked, divided, changed or masked, mixed)
 
 
 def _operand(node: Node, run: Ran, number: int) -> Tensor:
@@ -691,16 +785,6 @@ def _known(pending: Pending) -> dict[int, Axes]:
 def _keys_last(weights: Tensor, number: int) -> Tensor:
     """The weights of a product as (…, T, S): the first (0) or the second (1) of its operands."""
     return weights if number == 0 or weights.dim() == 1 else weights.transpose(-1, -2)
-
-
-def _is_random(node: Node) -> bool:
-    for _ in range(4):
-        if node.op.kind in ("random", "dropout"):
-            return True
-        if not node.operands:
-            return False
-        node = node.operands[0].node
-    return False
 
 
 def _mask_facts(pending: Pending, masks: check.Masks, axis: str) -> dict[str, Any]:
@@ -726,6 +810,8 @@ def _name(dtype: torch.dtype) -> str:
 
 # Products whose first argument is added to the result.
 _WITH_INPUT = frozenset(("addmm", "baddbmm", "addmv", "addbmm"))
+_OF_SCORES = ("score_max", "score_min", "score_std", "dot_absmax")
+_OF_ROWS = ("rows", "rows_masked", "rows_padded")
 _MOST_TALKING_HEADS = 256
 _NEAR = 16
 # A broadcast product is summed at once, or it is no matrix product.

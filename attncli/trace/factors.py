@@ -173,6 +173,8 @@ def _step(node: Node, ref: Ref) -> Step | None:
             return Step("shape", None, None, node)
         return None
     if kind == "factor":
+        if any(other.node is not ref.node and is_random(other.node) for other in node.operands):
+            return Step("dropout", None, None, node)
         found = _scalar_factor(node, ref)
         return Step("factor", found[0] if found is not None else None, None, node)
     if kind == "sum":
@@ -276,6 +278,17 @@ def _fill_value(value: Any) -> float | Tensor | None:
     return value.tensor if isinstance(value, Ref) else None
 
 
+def is_random(node: Node) -> bool:
+    """Whether a value was drawn, as the mask of a dropout is."""
+    for _ in range(4):
+        if node.op.kind in ("random", "dropout"):
+            return True
+        if not node.operands:
+            return False
+        node = node.operands[0].node
+    return False
+
+
 # --- helpers ------------------------------------------------------------------------------------------
 
 
@@ -306,10 +319,10 @@ def _larger(node: Node) -> tuple[Ref, Ref | None]:
 
 def _adds_streams(refs: list[Ref]) -> bool:
     """A residual sum of two different streams, as against the two halves of a rotary embedding."""
-    return _origin(refs[0].node) is not _origin(refs[1].node)
+    return origin(refs[0].node) is not origin(refs[1].node)
 
 
-def _origin(node: Node) -> Node:
+def origin(node: Node) -> Node:
     """The node behind views, factors and joins: where a value was first made."""
     for _ in range(_DEEPEST):
         if not node.operands or node.op.kind in (

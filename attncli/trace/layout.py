@@ -35,6 +35,7 @@ class Layout(NamedTuple):
     keys_from: str
     channels: bool
     places: tuple[tuple[int, int], ...] = ()
+    keys_are_features: bool = False
 
 
 def layout_of(
@@ -51,10 +52,11 @@ def layout_of(
     shape = list(given.shape)
     keys = shape.pop(axis % rank)
     marks = [atom.origin for atom in keys_axis if atom.origin]
-    keys_from = "rows" if marks and all(mark == "rows" for mark in marks) else "columns"
-    channels = not over_features and bool(keys_axis) and all(atom.kind == "feature" for atom in keys_axis)
+    keys_from = marks[0] if marks and len(set(marks)) == 1 else "columns"
+    features = bool(keys_axis) and all(atom.kind == "feature" for atom in keys_axis)
+    channels = not over_features and features
     read = roles(found, shape, keys_from, likely_heads, channels)
-    return Layout(viewer(read), *sizes(read), keys, keys_from, channels, _places(found, read))
+    return Layout(viewer(read), *sizes(read), keys, keys_from, channels, _places(found, read), features)
 
 
 def roles(

@@ -116,6 +116,7 @@ _HEARD = frozenset(
         "fused",
         "opaque",
         "factor",
+        "sum",
         "exponential",
         "total",
         "sigmoid",

@@ -42,7 +42,10 @@ def main() -> None:
                 seconds, megabytes = child(way, tokens, options.model)
                 known = best.get(way, (float("inf"), float("inf")))
                 best[way] = (min(known[0], seconds), min(known[1], megabytes))
-        cells = [f"{best[w][0]:>11.2f} {best[w][1]:>9.0f}" if w in best else f"{'—':>11} {'—':>9}" for w in options.ways]
+        cells = [
+            f"{best[w][0]:>11.2f} {best[w][1]:>9.0f}" if w in best else f"{'—':>11} {'—':>9}"
+            for w in options.ways
+        ]
         ratio = best["traced"][0] / best["plain"][0] if {"traced", "plain"} <= set(best) else float("nan")
         print(f"{tokens:>7} " + " ".join(cells) + f"   {ratio:>8.2f}", flush=True)
 
