@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from attncli.records import Call, Measurement
-from attncli.trace.attention import Attention, Seen
+from attncli.trace.attention import Attention
 from attncli.trace.naming import clean, named_inputs, named_weights
+from attncli.trace.pending import Seen
 from attncli.trace.tape import Tape
 
 __all__ = ["Trace", "named_inputs", "named_weights", "trace", "undisturbed"]

@@ -12,24 +12,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from attncli.trace import check
 from attncli.trace.axes import Atom, Axes, Axis, axes, numel, of_product
-from attncli.trace.factors import Path, is_random, linear_factor, origin, score_path
+from attncli.trace.factors import linear_factor, origin, score_path
 from attncli.trace.kernels import fused
-from attncli.trace.layout import Layout, layout_of
+from attncli.trace.layout import layout_of
 from attncli.trace.ops import Op
 from attncli.trace.origins import (
     kind_of,
     kv_heads_of,
     parameters_of,
-    projected_features,
     sources_of,
     user_line,
+)
+from attncli.trace.pending import (
+    Pending,
+    Seen,
+    after_softmax,
+    axes_of_product,
+    is_done,
+    largest_scaled,
+    let_go,
+    likely_heads,
+    mask_facts,
+    scale_of,
+    unshifted,
+    with_bias,
 )
 from attncli.trace.products import (
     Product,
@@ -48,46 +61,12 @@ from attncli.trace.products import (
     summed_factors,
 )
 from attncli.trace.statistics import (
-    Numbers,
     eager_statistics,
     fused_difference,
     fused_statistics,
     row_sums,
 )
 from attncli.trace.tape import Node, Ran, Ref, Tape, release
-
-
-@dataclass(eq=False, slots=True)
-class Pending:
-    """Scores that were normalised, measured, and wait for the values they weigh."""
-
-    normaliser: str
-    product: Product
-    node: Node
-    layout: Layout
-    numbers: Numbers
-    dots: tuple[float, ...] | None
-    path: Path
-    explained: check.Answer
-    scores_dtype: torch.dtype
-    sinks: bool
-    subtracts_maximum: bool
-    source: str | None
-    recovered: bool = True
-    claimed: bool = False
-
-
-@dataclass(slots=True)
-class Seen:
-    """One finished call. `facts`: the fields of `records.Call`, as far as the dataflow tells them."""
-
-    facts: dict[str, Any]
-    numbers: Numbers | None
-    dots: tuple[float, ...] | None = None
-    row_sums: tuple[float, float] | None = None
-    factor_before: float = 1.0
-    # The query of weights that were not divided by their sum before they met their values.
-    divided_later_of: int | None = None
 
 
 @dataclass(slots=True)
@@ -154,7 +133,7 @@ class Attention:
     def close(self) -> None:
         """Lets go of everything that is still held once the run is over."""
         for thing in self._made:
-            _let_go(thing)
+            let_go(thing)
             thing.node.carries = ()  # a node that carries itself would wait for the garbage collector
         for node in self._factors:
             release(node)
@@ -167,7 +146,7 @@ class Attention:
         self._made.append(thing)
         self._open.append(thing)
         if len(self._open) > _MOST_OPEN:
-            _let_go(self._open.pop(0))
+            let_go(self._open.pop(0))
 
     # --- products -------------------------------------------------------------------------------------
 
@@ -188,7 +167,7 @@ class Attention:
             ] or found[-1:]
             for pending in waiting:
                 used = _keys_last(_operand(node, run, number), number)
-                summed = contracted(axes(weights.node, _known(pending)), number)
+                summed = contracted(axes(weights.node, axes_of_product(pending)), number)
                 self._claimed(tape, pending, node, weights, values, used, summed, alone=len(waiting) == 1)
             if waiting:
                 release(node)
@@ -218,7 +197,7 @@ class Attention:
                 at = factors.axis - len(node.operands[0].shape)
                 if weights.tensor is None or -at > len(weights.shape):
                     return
-                summed = axes(weights.node, _known(pending))[at]
+                summed = axes(weights.node, axes_of_product(pending))[at]
                 if weights.shape[at] == pending.layout.keys and contracts_scores(summed):
                     used = weights.tensor.movedim(at, -1)
                     self._claimed(tape, pending, node, weights, values, used, summed)
@@ -304,10 +283,10 @@ class Attention:
             return
         path = score_path(given, product.node, product)
         layout = layout_of(
-            given, axis, {product.node.serial: product.axes}, _likely_heads(product), product.over_features
+            given, axis, {product.node.serial: product.axes}, likely_heads(product), product.over_features
         )
         real_keys = columns(product, layout.keys_from)
-        shown = _unshifted(scores, path).movedim(axis, -1)
+        shown = unshifted(scores, path).movedim(axis, -1)
         shown = shown * unit if unit != 1.0 else shown
         weights = probs.movedim(axis, -1) if probs is not None else shown.softmax(-1)
         sinks = first_key(given, product, layout, real_keys)
@@ -316,7 +295,7 @@ class Attention:
             weights = weights.narrow(-1, sinks, real_keys)
             layout = layout._replace(keys=real_keys)
         dots = largest_dots(product, layout)
-        reach = _reach(dots, path)
+        reach = largest_scaled(dots, path)
         threshold = self._masks.visible_above(path, reach, scores.dtype)
         numbers = eager_statistics(
             layout.view(shown),
@@ -396,7 +375,7 @@ class Attention:
             axis = "channels"
         elif pending.layout.keys_are_features:
             axis = "heads"
-        after = _after_softmax(weights.node, pending)
+        after = after_softmax(weights.node, pending)
         sums = None
         # A softmax over queries may be divided by the sum over keys after it (slot attention).
         if (
@@ -424,7 +403,7 @@ class Attention:
         query, key = (product.first, product.second) if keys_second else (product.second, product.first)
         if not keys_second:
             factor_query, factor_key = factor_key, factor_query
-        scale, factors = _scale(pending, factor_query, factor_key)
+        scale, factors = scale_of(pending, factor_query, factor_key)
         before = abs((factor_query or 1.0) * (factor_key or 1.0))
         alpha = product.node.kwargs.get("alpha", 1) if product.node.op.name in _WITH_INPUT else 1
         facts = {
@@ -457,7 +436,7 @@ class Attention:
             "explained": pending.explained.explained,
             "difference": pending.explained.difference,
             "reason": pending.explained.reason,
-            **_mask_facts(pending, self._masks, axis),
+            **mask_facts(pending, self._masks, axis),
         }
         dots = pending.dots
         if dots is not None and before != 1.0:
@@ -467,10 +446,10 @@ class Attention:
         self._add(tape, node, seen)
         if late:
             node.carries = (seen,)
-        _let_go(pending)
+        let_go(pending)
         for one in products(weights.node):
-            _let_go(one)
-        self._open = [thing for thing in self._open if not _is_done(thing)]
+            let_go(one)
+        self._open = [thing for thing in self._open if not is_done(thing)]
 
     def _reread(self, pending: Pending, used: Tensor) -> None:
         """Numbers of the weights as they were used, where they were masked or normalised again after the softmax.
@@ -543,7 +522,7 @@ class Attention:
         self._measured(tape, weights.node, weights.node, shown, shown, -1, "other", True)
         pending = next((t for t in weights.node.carries if isinstance(t, Pending)), None)
         if pending is not None:
-            summed = contracted(axes(weights.node, _known(pending)), number)
+            summed = contracted(axes(weights.node, axes_of_product(pending)), number)
             self._claimed(tape, pending, node, weights, values, shown, summed)
 
     # --- fused kernels --------------------------------------------------------------------------------
@@ -600,7 +579,7 @@ class Attention:
             "soft_cap": call.soft_cap,
             "sinks": call.sinks_H is not None,
             "softmax_axis": _fused_axis(query, taken.query),
-            "mask_kind": numbers.mask_kind if not numbers.bias else _with_bias(numbers.mask_kind),
+            "mask_kind": numbers.mask_kind if not numbers.bias else with_bias(numbers.mask_kind),
             "window": numbers.window,
             "causal_offset": numbers.causal_offset,
             "explained": answer.explained,
@@ -660,22 +639,6 @@ def _are_heads(summed: tuple[Atom, ...]) -> bool:
     return all(atom.kind == "feature" for atom in summed)
 
 
-def _let_go(thing: Product | Pending) -> None:
-    """Drops the tensors of scores that are settled, and the way back from their node to them."""
-    if isinstance(thing, Pending):
-        for step in thing.path.steps:
-            release(step.node)
-        thing.path = thing.path._replace(steps=())
-    else:
-        thing.first = thing.first._replace(tensor=None)
-        thing.second = thing.second._replace(tensor=None)
-        release(thing.node)
-
-
-def _is_done(thing: Product | Pending) -> bool:
-    return thing.claimed if isinstance(thing, Pending) else thing.spent
-
-
 # --- axes -------------------------------------------------------------------------------------------
 
 
@@ -694,112 +657,15 @@ def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "heads"]:
     return "heads" if swapped else "keys"
 
 
-# --- numbers ------------------------------------------------------------------------------------------
-
-
-def _likely_heads(product: Product) -> int:
-    """Features of the query's projection over the size of a head; 1 where there is no projection."""
-    width, size = projected_features(product.first.node), product.first.shape[-1]
-    return width // size if width and size and width % size == 0 else 1
-
-
-def _reach(dots: tuple[float, ...] | None, path: Path) -> float | None:
-    """The largest score that scaling alone can make."""
-    if dots is None or path.scale is None:
-        return None
-    return max(dots, default=0.0) * abs(path.scale)
-
-
-def _unshifted(scores: Tensor, path: Path) -> Tensor:
-    """The scores before their own maximum was subtracted, which says nothing about them."""
-    for step in reversed(path.steps):
-        if step.kind != "shift" or not isinstance(step.value, Tensor):
-            break
-        if step.value.dim() == scores.dim() and step.value.shape[:-1] == scores.shape[:-1]:
-            scores = scores - step.value
-    return scores
-
-
-def _scale(pending: Pending, query: float | None, key: float | None) -> tuple[float | None, dict[str, float]]:
-    scores = pending.path.scale if pending.recovered else None
-    named = {"query": query, "key": key, "scores": scores}
-    factors = {name: value for name, value in named.items() if value is not None and value != 1.0}
-    if query is None or key is None or scores is None:
-        return None, factors
-    return query * key * scores, factors
-
-
-class _After(NamedTuple):
-    """`changed`: by more than a division by their sum. `mixed`: heads were mixed with each other."""
-
-    dropout: float
-    masked: bool
-    divided: bool
-    changed: bool
-    mixed: bool
-
-
-def _after_softmax(weights: Node, pending: Pending) -> _After:
-    """What happened to the probabilities between the softmax and the values."""
-    dropout, masked, divided, changed, mixed = 0.0, False, False, False, False
-    node = weights
-    for _ in range(_NEAR):
-        if node is pending.node or not node.operands:
-            break
-        if node.op.kind == "dropout":
-            chance = node.args[1] if len(node.args) > 1 else 0.0
-            dropout = float(chance) if isinstance(chance, (int, float)) else 0.0
-        elif node.op.kind == "factor" and len(node.operands) == 2:
-            other = next((ref for ref in node.operands if pending not in ref.node.carries), None)
-            divided = divided or any(ref.shape[-1:] == (1,) for ref in node.operands)
-            if other is not None and numel(other.shape) > 1:
-                if is_random(other.node):
-                    dropout = dropout or 0.5
-                elif other.shape[-1:] != (1,):
-                    masked = True
-        elif node.op.kind == "fill":
-            masked = True
-        elif node.op.kind in ("softmax", "log softmax", "sum", "other", "sigmoid", "relu"):
-            changed = True
-        elif node.op.product or node.op.kind == "convolution":
-            mixed = True
-        # e / e.sum(): both come from the softmax; the way leads through the larger.
-        ours = [ref for ref in node.operands if pending in ref.node.carries]
-        following = max(ours, key=lambda ref: numel(ref.shape)).node if ours else None
-        if following is None:
-            break
-        node = following
-    return _After(dropout, masked, divided, changed or masked, mixed)
-
-
 def _operand(node: Node, run: Ran, number: int) -> Tensor:
     """The first (0) or the second (1) factor of a product that has just run."""
     operand: Tensor = run.args[1 + number] if node.op.name in _WITH_INPUT else run.args[-2 + number]
     return operand
 
 
-def _known(pending: Pending) -> dict[int, Axes]:
-    return {pending.product.node.serial: pending.product.axes}
-
-
 def _keys_last(weights: Tensor, number: int) -> Tensor:
     """The weights of a product as (…, T, S): the first (0) or the second (1) of its operands."""
     return weights if number == 0 or weights.dim() == 1 else weights.transpose(-1, -2)
-
-
-def _mask_facts(pending: Pending, masks: check.Masks, axis: str) -> dict[str, Any]:
-    if axis == "channels":
-        return {"mask_kind": "none"}
-    if pending.normaliser == "other":
-        return {"mask_kind": None}  # a probability of 0 may be a mask or the normaliser's own
-    numbers, kind = pending.numbers, pending.numbers.mask_kind
-    if masks.has_bias(pending.path):
-        kind = _with_bias(kind)
-    return {"mask_kind": kind, "window": numbers.window, "causal_offset": numbers.causal_offset}
-
-
-def _with_bias(kind: str) -> str:
-    return "bias" if kind == "none" else f"{kind} + bias"
 
 
 def _name(dtype: torch.dtype) -> str:
