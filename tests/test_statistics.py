@@ -257,6 +257,8 @@ def mask_calls(size: int) -> dict[str, tuple[dict[str, Any], str, int | None, in
         "checkers": ({"mask": ((i + j) % 3 != 0)[None, None]}, "other", None, None, nobody),
         "swin": ({"mask": swin}, "other", None, None, nobody),
         "own window": ({"window": (3, 0), "causal_offset": 0}, "causal + sliding window", 4, 0, nobody),
+        "lopsided": ({"window": (5, 3)}, "sliding window", 9, None, nobody),
+        "narrower": ({"window": (3, 5), "causal_offset": 0}, "causal + sliding window", 4, 0, nobody),
         "own both ways": ({"window": (2, 2)}, "sliding window", 5, None, nobody),
         "flex": ({"visible": lambda b, h, q, kv: q >= kv}, "causal", None, 0, nobody),
         "flex heads": ({"visible": lambda b, h, q, kv: (q >= kv) | (h == 1)}, "other", None, None, nobody),
@@ -530,9 +532,9 @@ def test_a_key_that_only_the_first_head_cannot_see_is_no_padding(generator: torc
 
 @pytest.mark.parametrize("hiding", [-INF, -1e4, torch.finfo(torch.float32).min])
 def test_the_smallest_score_is_no_hidden_one(hiding: float) -> None:
-    scores = torch.tensor([[3.0, hiding, hiding], [4.0, 5.0, hiding], [40.0, 50.0, 60.0]])[None, None]
+    scores = torch.tensor([[3.0, hiding, hiding], [4.0, 5.0, hiding], [10.0, 20.0, 30.0]])[None, None]
     numbers = eager_statistics(scores, scores, visible_above=-9000)
-    assert (one(numbers, "score_min"), one(numbers, "score_max")) == (3, 60)
+    assert (one(numbers, "score_min"), one(numbers, "score_max")) == (3, 30)
     call = FusedCall(torch.ones(1, 1, 3, 1), torch.tensor([3.0, 4, 5])[None, None, :, None], None, 1.0)
     floats = torch.zeros(3, 3).masked_fill(scores[0, 0] == hiding, hiding)
     for options in ({"mask": floats}, {"causal_offset": 0}):
@@ -556,6 +558,20 @@ def test_probabilities_that_are_no_softmax_are_taken_as_they_are() -> None:
     # The second row has nothing but its sink, so only the first has a rest.
     assert one(numbers, "entropy_rest") == pytest.approx(rest, abs=1e-6)
     assert one(numbers, "score_max") == pytest.approx(float(scores.max()))
+
+
+@pytest.mark.parametrize("causal", [None, 0])
+def test_long_calls_sample_what_costs_most_and_say_so(generator: torch.Generator, causal: int | None) -> None:
+    call = random_call(generator, 1, 1, 1, 4096, strength=3, causal_offset=causal)
+    numbers = fused_statistics(call)
+    assert set(numbers.precision) == {"score_std", "reach"}
+    dots, s, visible = full_scores(call)
+    expected = oracle(s, visible)
+    sampled = {name: expected.pop(name) for name in numbers.precision}
+    expected["dot_absmax"] = [float(dots.abs().max())]
+    agree(numbers, expected)
+    for name, values in sampled.items():
+        assert numbers.per_head[name] == pytest.approx(values, rel=0.03), name
 
 
 # --- invariances --------------------------------------------------------------------------------------
@@ -598,9 +614,11 @@ def test_threads_and_tiles_change_nothing(
 def test_grad_autocast_inference_and_fast_products_change_nothing(generator: torch.Generator) -> None:
     call = random_call(generator, 1, 4, 4, 300, width=64)
     expected = fused_statistics(call).per_head["entropy"]
+    one_max = max(float(value or 0) for value in fused_statistics(call).per_head["dot_absmax"])
     call.q_BHTD.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fused_statistics(call).per_head["entropy"] == expected
+        assert dot_extremes(call.q_BHTD[0], call.k_BKSD[0].mT).max() == pytest.approx(one_max, rel=1e-6)
     with torch.inference_mode():
         assert fused_statistics(call).per_head["entropy"] == expected
     torch.set_float32_matmul_precision("medium")
@@ -710,6 +728,8 @@ def test_products_beyond_float32_are_told_as_they_are(generator: torch.Generator
     call = FusedCall(call.q_BHTD, call.k_BKSD * 1e20, None, 1e-44)
     numbers = check(call, tolerance=1e-6)
     assert one(numbers, "dot_absmax") > 1e44
+    large = dataclasses.replace(call, scale=1e-10, causal_offset=0)
+    assert check(large, tolerance=1e-6).per_head["score_max"][0] > 1e34
 
 
 @pytest.mark.parametrize("shape", [(1, 0, 0), (1, 0, 5), (1, 5, 0), (0, 5, 5)])

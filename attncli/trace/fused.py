@@ -74,23 +74,24 @@ class FusedScores:
         """Scores of these heads and rows; `counting`: each row comes once, so saturated scores may be counted."""
         q_NGTD, k_NDS = self._chunk(b, h)
         chosen_NGTD = q_NGTD[:, :, t]
-        n, g, rows, width = chosen_NGTD.shape
+        q_NRD = chosen_NGTD.reshape(q_NGTD.size(0), -1, q_NGTD.size(-1))
+        shape = (b.stop - b.start, h.stop - h.start, chosen_NGTD.size(2))
         keys = self.shape[3]
-        numel = n * g * rows * keys
-        if self._room.numel() < numel:
-            self._room = self._room.new_empty(numel)
-        s_NTS = self._room[:numel].view(n, g * rows, keys)
-        torch.bmm(chosen_NGTD.reshape(n, g * rows, width), k_NDS, out=s_NTS)
-        s_BHTS = s_NTS.view(b.stop - b.start, h.stop - h.start, rows, keys)
+        start, full_start, full_stop, stop = (0, 0, keys, keys) if self.explicit else self._range(b, t)
+        if counting:
+            # Products that no row sees: their extremes only, before the tile takes their place in the room.
+            inner = (full_start, full_stop) if self.plain else (start, stop)
+            for first, last in ((0, inner[0]), (inner[1], keys)):
+                if first < last:
+                    self._note_extremes(self._dots(q_NRD, k_NDS, first, last).view(*shape, -1), b, h)
+        s_BHTC = self._dots(q_NRD, k_NDS, start, stop).view(*shape, stop - start)
         if not self.plain:
-            self._note_hidden(s_BHTS, b, h)
+            if counting:
+                self._note_extremes(s_BHTC, b, h)
             if not self.scales_queries:
-                s_BHTS.mul_(self.factor)
-        if self.explicit:
-            visible_BHTS = self.mask.visible(b, h, t).to(self.dtype)
-            tile = Tile(b, h, t, 0, s_BHTS, [edge(0, keys, visible_BHTS)], finite=self.finite)
-        else:
-            tile = self._interval_tile(s_BHTS, b, h, t)
+                s_BHTC.mul_(self.factor)
+        edges = self._edges_of(b, h, t)
+        tile = Tile(b, h, t, start, s_BHTC, edges, self.finite, self.bounded)
         if self.call.soft_cap:
             self._cap(tile, self.call.soft_cap, counting)
         if self.mask.changes_scores:
@@ -148,14 +149,19 @@ class FusedScores:
 
     # --- scores ---
 
-    def _interval_tile(self, s_BHTS: Tensor, b: slice, h: slice, t: slice) -> Tile:
-        """The columns that any row sees; those that only some rows see are edges, the rest needs no mask."""
+    def _dots(self, q_NRD: Tensor, k_NDS: Tensor, first: int, last: int) -> Tensor:
+        """scale·q·k of some columns, (N, R, C) without gaps: in the room, so what was there is gone."""
+        shape = (q_NRD.size(0), q_NRD.size(1), last - first)
+        numel = math.prod(shape)
+        if self._room.numel() < numel:
+            self._room = self._room.new_empty(numel)
+        return torch.bmm(q_NRD, k_NDS[..., first:last], out=self._room[:numel].view(shape))
+
+    def _edges_of(self, b: slice, h: slice, t: slice) -> list[Edge]:
+        """Of the columns that any row sees, those that not all rows see."""
+        if self.explicit:
+            return [edge(0, self.shape[3], self.mask.visible(b, h, t).to(self.dtype))]
         start, full_start, full_stop, stop = self._range(b, t)
-        if self.plain:
-            if full_start:
-                self._note_hidden(s_BHTS[..., :full_start], b, h)
-            if full_stop < self.shape[3]:
-                self._note_hidden(s_BHTS[..., full_stop:], b, h)
         # Along the diagonal all edges of a regular mask are the same.
         origin = t.start if self._regular else 0
         places = (t.start, t.stop, start, full_start, full_stop, stop)
@@ -175,7 +181,7 @@ class FusedScores:
                     edges.append(edge(first - start, last - start, visible_BHTC.to(self.dtype)))
             if self._shared and sum(one.visible_BHTC.numel() for one in edges) <= KEPT_EDGE:
                 self._edges[key] = edges
-        return Tile(b, h, t, start, s_BHTS[..., start:stop], edges, self.finite, self.bounded)
+        return edges
 
     def _cap(self, tile: Tile, cap: float, counting: bool) -> None:
         s_BHTC = tile.scores_BHTC
@@ -190,7 +196,7 @@ class FusedScores:
             self.saturated_BH[tile.batch, tile.heads] += over_BHT.sum(-1)
         s_BHTC.div_(cap).tanh_().mul_(cap)
 
-    def _note_hidden(self, s_BHTC: Tensor, b: slice, h: slice) -> None:
+    def _note_extremes(self, s_BHTC: Tensor, b: slice, h: slice) -> None:
         low_BH, high_BH = self._hidden_2BH[:, b, h]
         torch.minimum(low_BH, s_BHTC.amin((-2, -1)), out=low_BH)
         torch.maximum(high_BH, s_BHTC.amax((-2, -1)), out=high_BH)

@@ -53,6 +53,7 @@ def head_numbers(
             entropy_BHT = torch.where(single_BHT & entropy_BHT.isfinite(), 0, entropy_BHT)
     peak_BHT = rows["peak"] if as_they_are else (rows["max"] - rows["shift"]).exp() / normaliser_BHT
     peaky_BHT = torch.where(peak_BHT.isnan(), peak_BHT, wide(peak_BHT > PEAKY))
+    thorough_BHT = counted_BHT & sums.thorough_T
     several_BHT = counted_BHT & (allowed_BHT > 1)
     counts_H = counted_BHT.sum((0, 2))
 
@@ -74,8 +75,8 @@ def head_numbers(
         "sink_key": _optional(torch.where(unknown_H, torch.nan, wide(sink_H)), some_H),
         "score_max": _largest(rows["max"], counted_BHT),
         "score_min": _smallest(rows["min"], counted_BHT),
-        "score_std": _deviation(rows, allowed_BHT, counted_BHT),
-        "reach": _mean(rows["distance"] / normaliser_BHT, counted_BHT),
+        "score_std": _deviation(rows, allowed_BHT, thorough_BHT),
+        "reach": _mean(rows["distance"] / normaliser_BHT, thorough_BHT),
         "peaky_rows": _mean(peaky_BHT, counted_BHT),
     }
     stacked = torch.stack([value for value, _ in numbers.values()])

@@ -21,12 +21,14 @@ SAFE = 32.0
 """Row maxima within ±SAFE need no shift before exp: sums stay within 1e±14 and keep float32's digits."""
 
 FIELDS = (
-    *("max", "min", "sum", "norm", "z", "ps", "e_sink", "d_sink", "distance"),
+    *("max", "min", "z", "ps", "e_sink", "d_sink"),
+    *("sum", "norm", "distance"),
     *("shift", "peak", "count"),
 )
-"""Per row, with d = s − shift and p = exp d over visible keys: largest and smallest s; Σ d; ‖d‖₂; Σ p and Σ p·d
-without the guessed sink key; p and d of that key; Σ p·|query − key|. Then, 0 where a tile need not say:
-the shift; the largest probability, where probabilities are taken as they are; the number of visible keys."""
+"""Per row, with d = s − shift and p = exp d over visible keys: largest and smallest s; Σ p and Σ p·d without the
+guessed sink key; p and d of that key. Of thorough rows only: Σ d; ‖d‖₂; Σ p·|query − key|. Then, 0 where a tile
+need not say: the shift; the largest probability, where probabilities are taken as they are; the number of
+visible keys."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Sums:
 
     `mass_BHS`: Σ of probabilities per column, without the guessed one. `position`: place of the first query among
     the keys. `order_BS`: which key each column is; None: column j is key j. `looks_back`: no query sees a key
-    behind its own place.
+    behind its own place. `thorough_T`: rows of which the metrics that cost most are taken.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Sums:
         self.order_BS = order_BS
         self.position = position
         self.looks_back = looks_back
+        self.thorough_T = torch.ones(queries, dtype=torch.bool, device=device)
         self.guess_H = torch.zeros(heads, dtype=torch.int64, device=device)
         self.guesses = [0] * heads
         self.all_counted = False
@@ -111,7 +114,7 @@ class Reducer:
         self._room = sums.rows.new_empty(0)
         self._key: tuple[int, ...] = ()
 
-    def add(self, tile: Tile) -> None:
+    def add(self, tile: Tile, thorough: bool = True) -> None:
         self._turn_to(tile)
         d_BHTC = tile.scores_BHTC
         hide(tile)
@@ -123,19 +126,24 @@ class Reducer:
         p_BHTC = self._room_for(d_BHTC.shape)
         if tile.probs_BHTC is None:
             torch.exp(d_BHTC, out=p_BHTC)
-        min_BHT, sum_BHT, norm_BHT = _moments(d_BHTC, tile)
+        min_BHT = _smallest(d_BHTC, tile)
+        if thorough:
+            sum_BHT, norm_BHT = d_BHTC.sum(-1), torch.linalg.vector_norm(d_BHTC, 2, -1)
         if shift_BHT is not None:
             min_BHT = min_BHT + shift_BHT
         if tile.probs_BHTC is not None:
             p_BHTC.copy_(tile.probs_BHTC)
             torch.log(torch.where(p_BHTC == 0, 1, p_BHTC), out=d_BHTC)
             self._rows[10, ..., tile.rows] = p_BHTC.amax(-1)
-        steps_T, distance_BHT, left_BHT = self._distances(p_BHTC, tile)
+        if thorough:
+            steps_T, distance_BHT, left_BHT = self._distances(p_BHTC, tile)
         e_sink_BHT, d_sink_BHT = self._take_sink(p_BHTC, d_BHTC, tile)
         z_BHT = p_BHTC.sum(-1)
         all_BHT = z_BHT + e_sink_BHT
-        if left_BHT is not None:
-            distance_BHT.addcmul_(steps_T, left_BHT if left_BHT is not ALL else all_BHT)
+        if thorough:
+            if left_BHT is not None:
+                distance_BHT.addcmul_(steps_T, left_BHT if left_BHT is not ALL else all_BHT)
+            self._rows[6:9, ..., tile.rows] = torch.stack((sum_BHT, norm_BHT, distance_BHT))
         weights_BHT = self._normaliser(all_BHT, shift_BHT, tile).reciprocal()
         if tile.count_BHT is not None:
             counted_BHT = self._counted_BHT[..., tile.rows] & (tile.count_BHT > 0)
@@ -145,8 +153,8 @@ class Reducer:
         columns = slice(tile.first, tile.first + d_BHTC.size(-1))
         self._mass_N1S[..., columns].baddbmm_(weights_BHT.flatten(0, 1)[:, None], p_BHTC.flatten(0, 1))
         ps_BHT = torch.mul(p_BHTC, d_BHTC, out=d_BHTC).sum(-1)
-        found = (max_BHT, min_BHT, sum_BHT, norm_BHT, z_BHT, ps_BHT, e_sink_BHT, d_sink_BHT, distance_BHT)
-        self._rows[: len(found), ..., tile.rows] = torch.stack(found)
+        found = torch.stack((max_BHT, min_BHT, z_BHT, ps_BHT, e_sink_BHT, d_sink_BHT))
+        self._rows[:6, ..., tile.rows] = found
         if shift_BHT is not None:
             self._rows[9, ..., tile.rows] = shift_BHT
         if tile.count_BHT is not None:
@@ -178,8 +186,6 @@ class Reducer:
 
     def _is_safe(self, max_BHT: Tensor) -> bool:
         low, high = torch.aminmax(max_BHT)
-        if self.sums.sinks_H is not None:
-            high = torch.maximum(high, self.sums.sinks_H.max())
         return bool(low > -SAFE) and bool(high < SAFE)
 
     def _room_for(self, shape: torch.Size) -> Tensor:
@@ -308,8 +314,8 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
-def _moments(d_BHTC: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-    """Smallest, sum and norm of d over visible keys. Leaves hidden d at 0, so that p·d there is 0 and not NaN."""
+def _smallest(d_BHTC: Tensor, tile: Tile) -> Tensor:
+    """Smallest d over visible keys. Leaves hidden d at 0, so that p·d there is 0 and not NaN."""
     lows = []
     start = 0
     for one in tile.edges:
@@ -330,7 +336,7 @@ def _moments(d_BHTC: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     low_BHT = lows[0]
     for other in lows[1:]:
         low_BHT = torch.minimum(low_BHT, other)
-    return low_BHT, d_BHTC.sum(-1), torch.linalg.vector_norm(d_BHTC, 2, -1)
+    return low_BHT
 
 
 # --- settings -----------------------------------------------------------------------------------------
