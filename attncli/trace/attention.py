@@ -12,15 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from attncli.trace import check
 from attncli.trace.axes import Atom, Axes, Axis, axes, numel, of_product
 from attncli.trace.factors import linear_factor, origin, score_path
-from attncli.trace.kernels import fused
+from attncli.trace.fused_calls import fused_call, opaque_call
 from attncli.trace.layout import layout_of
 from attncli.trace.ops import Op
 from attncli.trace.origins import (
@@ -35,6 +34,7 @@ from attncli.trace.pending import (
     Seen,
     after_softmax,
     axes_of_product,
+    dtype_name,
     is_done,
     largest_scaled,
     let_go,
@@ -42,7 +42,6 @@ from attncli.trace.pending import (
     mask_facts,
     scale_of,
     unshifted,
-    with_bias,
 )
 from attncli.trace.products import (
     Product,
@@ -62,8 +61,6 @@ from attncli.trace.products import (
 )
 from attncli.trace.statistics import (
     eager_statistics,
-    fused_difference,
-    fused_statistics,
     row_sums,
 )
 from attncli.trace.tape import Node, Ran, Ref, Tape, release
@@ -122,7 +119,7 @@ class Attention:
         elif op.kind == "total" and op.name == "sum":
             self._summed(tape, nodes[0])
         elif op.kind == "opaque":
-            self._opaque(tape, nodes, run)
+            self._add(tape, nodes[0], opaque_call(nodes[0]))
 
     def dropout_module(self, node: Node, probability: float) -> None:
         """A dropout module was given `node`: in evaluation it leaves no operator, yet its place is known."""
@@ -417,8 +414,8 @@ class Attention:
             "queries": pending.layout.queries,
             "keys": pending.layout.keys,
             "head_dim": product.first.shape[-1],
-            "dtype": _name(query.node.dtype),
-            "scores_dtype": _name(pending.scores_dtype),
+            "dtype": dtype_name(query.node.dtype),
+            "scores_dtype": dtype_name(pending.scores_dtype),
             "stored": "scaled" if before != 1.0 or alpha != 1 else "raw",
             "scale": scale,
             "factors": factors,
@@ -535,85 +532,7 @@ class Attention:
         if not self.wanted(module):
             self.left_out += 1
             return
-        taken = fused(node.op.name, run)
-        call = taken.call
-        refs = node.operands
-        query, key, value = refs[0].node, refs[1].node, refs[2].node
-        factor_query, factor_key = linear_factor(query), linear_factor(key)
-        facts: dict[str, Any] = {
-            "module": module,
-            "kernel": taken.kernel,
-            "kind": kind_of(tape, query, key),
-            "normaliser": "softmax",
-            "dtype": _name(taken.query.dtype),
-            "scores_dtype": "float64" if taken.query.dtype == torch.float64 else "float32",
-            "stored": "nothing",
-            "head_dim": taken.query.shape[-1],
-            "dropout": taken.dropout,
-            **sources_of(tape, query, key, value),
-            "parameters": parameters_of(query, key, value),
-            "source": user_line(),
-        }
-        if call is None or taken.output_BHTV is None:
-            shape = taken.query.shape
-            sizes = {"batch": shape[0], "heads": 0, "kv_heads": 0, "queries": 0, "keys": 0}
-            self._add(tape, node, Seen({**facts, **sizes, "scale": None, "reason": taken.reason}, None))
-            return
-        if facts["kind"] == "cross":
-            call = replace(call, same_tokens=False)
-        numbers = fused_statistics(call)
-        answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype, taken.dropout)
-        # What was read of the mask refers to the call and the call to it: q and k would outlive their layer.
-        call.known.clear()
-        factors = {"query": factor_query, "key": factor_key, "kernel": call.scale}
-        scale = None if factor_query is None or factor_key is None else factor_query * factor_key * call.scale
-        batch, heads, queries, _ = call.q_BHTD.shape
-        facts |= {
-            "batch": batch,
-            "heads": heads,
-            "kv_heads": kv_heads_of(key, heads, call.k_BKSD.shape[1]),
-            "queries": queries,
-            "keys": call.k_BKSD.shape[2],
-            "scale": scale,
-            "factors": {name: value for name, value in factors.items() if value is not None and value != 1.0},
-            "soft_cap": call.soft_cap,
-            "sinks": call.sinks_H is not None,
-            "softmax_axis": _fused_axis(query, taken.query),
-            "mask_kind": numbers.mask_kind if not numbers.bias else with_bias(numbers.mask_kind),
-            "window": numbers.window,
-            "causal_offset": numbers.causal_offset,
-            "explained": answer.explained,
-            "difference": answer.difference,
-            "reason": answer.reason,
-        }
-        before = abs((factor_query or 1.0) * (factor_key or 1.0))
-        found = numbers.per_head.get("dot_absmax")
-        dots = tuple(value / before for value in found if value is not None) if found is not None else None
-        self._add(tape, node, Seen(facts, numbers, dots, None, before))
-
-    def _opaque(self, tape: Tape, nodes: tuple[Node, ...], run: Ran) -> None:
-        """Attention that vanished into one operator: seen, not measured."""
-        node = nodes[0]
-        shape = node.shape
-        facts = {
-            "module": node.module,
-            "kernel": node.op.name,
-            "kind": None,
-            "normaliser": "softmax",
-            "batch": shape[0] if shape else 0,
-            "heads": 0,
-            "kv_heads": 0,
-            "queries": shape[1] if len(shape) > 1 else 0,
-            "keys": 0,
-            "head_dim": None,
-            "dtype": _name(node.dtype),
-            "scores_dtype": _name(node.dtype),
-            "stored": "nothing",
-            "scale": None,
-            "source": user_line(),
-            "reason": f"it ran inside one operator, {node.op.name}, which shows no scores",
-        }
-        self._add(tape, node, Seen(facts, None))
+        self._add(tape, node, fused_call(tape, node, run))
 
     def _add(self, tape: Tape, node: Node, seen: Seen) -> None:
         index = len(self.calls)
@@ -632,29 +551,8 @@ def _pass_talking_heads(node: Node) -> None:
         node.carries = scores.node.carries
 
 
-# --- what is held -----------------------------------------------------------------------------------
-
-
 def _are_heads(summed: tuple[Atom, ...]) -> bool:
     return all(atom.kind == "feature" for atom in summed)
-
-
-# --- axes -------------------------------------------------------------------------------------------
-
-
-def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "heads"]:
-    """Heads where queries should be: q was given as (B, T, H, D) to a kernel that wants (B, H, T, D)."""
-    if tensor.dim() != 4:
-        return "keys"
-    found = axes(query, {})
-    rows, heads = found[-2], found[-3]
-    swapped = (
-        bool(rows)
-        and bool(heads)
-        and all(atom.kind == "feature" for atom in rows)
-        and all(atom.kind == "position" for atom in heads)
-    )
-    return "heads" if swapped else "keys"
 
 
 def _operand(node: Node, run: Ran, number: int) -> Tensor:
@@ -668,10 +566,6 @@ def _keys_last(weights: Tensor, number: int) -> Tensor:
     return weights if number == 0 or weights.dim() == 1 else weights.transpose(-1, -2)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 # --- tables -------------------------------------------------------------------------------------------
 
 # Products whose first argument is added to the result.
@@ -679,7 +573,6 @@ _WITH_INPUT = frozenset(("addmm", "baddbmm", "addmv", "addbmm"))
 _OF_SCORES = ("score_max", "score_min", "score_std", "dot_absmax")
 _OF_ROWS = ("rows", "rows_masked", "rows_padded")
 _MOST_TALKING_HEADS = 256
-_NEAR = 16
 # A broadcast product is summed at once, or it is no matrix product.
 _MOST_FACTORS = 4
 # Heads in a Python loop make their products one after the other before any is normalised.

@@ -167,6 +167,10 @@ def with_bias(kind: str) -> str:
     return "bias" if kind == "none" else f"{kind} + bias"
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 # --- tables -------------------------------------------------------------------------------------------
 
 _NEAR = 16

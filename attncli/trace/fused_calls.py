@@ -1,0 +1,118 @@
+"""Calls of fused kernels: everything stands in one operator's arguments, and its output is the proof.
+
+Knows kernels and statistics; must not know how attention that a model writes itself is recognised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from attncli.trace import check
+from attncli.trace.axes import axes
+from attncli.trace.factors import linear_factor
+from attncli.trace.kernels import fused
+from attncli.trace.origins import kind_of, kv_heads_of, parameters_of, sources_of, user_line
+from attncli.trace.pending import Seen, dtype_name, with_bias
+from attncli.trace.statistics import fused_difference, fused_statistics
+from attncli.trace.tape import Node, Ran, Tape
+
+
+def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
+    """What one call of a fused kernel did, checked against its output."""
+    taken = fused(node.op.name, run)
+    call = taken.call
+    refs = node.operands
+    query, key, value = refs[0].node, refs[1].node, refs[2].node
+    factor_query, factor_key = linear_factor(query), linear_factor(key)
+    facts: dict[str, Any] = {
+        "module": node.module,
+        "kernel": taken.kernel,
+        "kind": kind_of(tape, query, key),
+        "normaliser": "softmax",
+        "dtype": dtype_name(taken.query.dtype),
+        "scores_dtype": "float64" if taken.query.dtype == torch.float64 else "float32",
+        "stored": "nothing",
+        "head_dim": taken.query.shape[-1],
+        "dropout": taken.dropout,
+        **sources_of(tape, query, key, value),
+        "parameters": parameters_of(query, key, value),
+        "source": user_line(),
+    }
+    if call is None or taken.output_BHTV is None:
+        shape = taken.query.shape
+        sizes = {"batch": shape[0], "heads": 0, "kv_heads": 0, "queries": 0, "keys": 0}
+        return Seen({**facts, **sizes, "scale": None, "reason": taken.reason}, None)
+    if facts["kind"] == "cross":
+        call = replace(call, same_tokens=False)
+    numbers = fused_statistics(call)
+    answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype, taken.dropout)
+    # What was read of the mask refers to the call and the call to it: q and k would outlive their layer.
+    call.known.clear()
+    factors = {"query": factor_query, "key": factor_key, "kernel": call.scale}
+    scale = None if factor_query is None or factor_key is None else factor_query * factor_key * call.scale
+    batch, heads, queries, _ = call.q_BHTD.shape
+    facts |= {
+        "batch": batch,
+        "heads": heads,
+        "kv_heads": kv_heads_of(key, heads, call.k_BKSD.shape[1]),
+        "queries": queries,
+        "keys": call.k_BKSD.shape[2],
+        "scale": scale,
+        "factors": {name: value for name, value in factors.items() if value is not None and value != 1.0},
+        "soft_cap": call.soft_cap,
+        "sinks": call.sinks_H is not None,
+        "softmax_axis": _fused_axis(query, taken.query),
+        "mask_kind": numbers.mask_kind if not numbers.bias else with_bias(numbers.mask_kind),
+        "window": numbers.window,
+        "causal_offset": numbers.causal_offset,
+        "explained": answer.explained,
+        "difference": answer.difference,
+        "reason": answer.reason,
+    }
+    before = abs((factor_query or 1.0) * (factor_key or 1.0))
+    found = numbers.per_head.get("dot_absmax")
+    dots = tuple(value / before for value in found if value is not None) if found is not None else None
+    return Seen(facts, numbers, dots, None, before)
+
+
+def opaque_call(node: Node) -> Seen:
+    """Attention that vanished into one operator: seen, not measured."""
+    shape = node.shape
+    facts = {
+        "module": node.module,
+        "kernel": node.op.name,
+        "kind": None,
+        "normaliser": "softmax",
+        "batch": shape[0] if shape else 0,
+        "heads": 0,
+        "kv_heads": 0,
+        "queries": shape[1] if len(shape) > 1 else 0,
+        "keys": 0,
+        "head_dim": None,
+        "dtype": dtype_name(node.dtype),
+        "scores_dtype": dtype_name(node.dtype),
+        "stored": "nothing",
+        "scale": None,
+        "source": user_line(),
+        "reason": f"it ran inside one operator, {node.op.name}, which shows no scores",
+    }
+    return Seen(facts, None)
+
+
+def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "heads"]:
+    """Heads where queries should be: q was given as (B, T, H, D) to a kernel that wants (B, H, T, D)."""
+    if tensor.dim() != 4:
+        return "keys"
+    found = axes(query, {})
+    rows, heads = found[-2], found[-3]
+    swapped = (
+        bool(rows)
+        and bool(heads)
+        and all(atom.kind == "feature" for atom in rows)
+        and all(atom.kind == "position" for atom in heads)
+    )
+    return "heads" if swapped else "keys"
