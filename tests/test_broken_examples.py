@@ -33,6 +33,8 @@ BROKEN = {
     ("mask_upside_down", "broken"): "mask-of-the-wrong-sign",
     ("mask_upside_down", "broken_added"): "mask-of-the-wrong-sign",
     ("scores_in_float16", "broken"): "product-overflows",
+    ("zeros_for_hidden", "broken"): "mask-hides-nothing",
+    ("zeros_for_hidden", "broken_by_hand"): "mask-hides-nothing",
 }
 HEALTHY = [
     *((file, "healthy") for file in dict.fromkeys(file for file, _ in BROKEN)),
@@ -41,6 +43,7 @@ HEALTHY = [
     ("softmax_over_queries", "slots"),
     ("mask_after_softmax", "renormalised"),
     ("mask_upside_down", "healthy_added"),
+    ("zeros_for_hidden", "healthy_by_hand"),
 ]
 
 

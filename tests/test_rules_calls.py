@@ -290,6 +290,43 @@ CASES = [
         # ALiBi as BLOOM has it, at 16,384 tokens.
         one(mask_kind="causal + bias", numbers={"score_max": 13_000.0, "dot_absmax": 80.0}),
     ),
+    # ATT413
+    Case(
+        "a mask of zeros and ones that is added",
+        one(mask_kind="0/1 bias (causal)", causal_offset=None),
+        [
+            (
+                "ATT413",
+                "error",
+                f"{PATH}: a causal mask of zeros and ones is added to the scores: nothing is hidden.",
+            )
+        ],
+        one(mask_kind="causal + bias"),
+    ),
+    Case(
+        "padding of zeros and ones that is added",
+        one(mask_kind="0/1 bias (padding)", causal_offset=None),
+        [
+            (
+                "ATT413",
+                "warning",
+                f"{PATH}: a padding mask of zeros and ones is added to the scores: nothing is hidden.",
+            )
+        ],
+        one(mask_kind="bias", causal_offset=None),
+    ),
+    Case(
+        "hidden scores that become 0",
+        one(mask_kind="padding + zero fill (causal)", causal_offset=None),
+        [
+            (
+                "ATT413",
+                "error",
+                f"{PATH}: a causal mask sets hidden scores to 0, which is a score like any other: nothing is hidden.",
+            )
+        ],
+        one(mask_kind="zero fill (causal)", causal_offset=None, masked_after_softmax=True),
+    ),
 ]
 
 

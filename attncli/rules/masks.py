@@ -106,6 +106,34 @@ def mask_adds(seen: Measured) -> float | None:
     return largest if largest >= _MASKS_FROM else None
 
 
+def _hides_nothing(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    for words, what in _IN_VAIN.items():
+
+        def found(seen: Measured, words: str = words) -> bool:
+            call = seen.call
+            # A mask on the weights afterwards hides what this one did not, and is judged for itself.
+            plain = (
+                call.normaliser in SOFTMAX and call.softmax_axis == "keys" and not call.masked_after_softmax
+            )
+            return plain and _meant(call, words) is not None
+
+        for layer, seen, count in layers_where(observed, found):
+            meant = _meant(seen.call, words)
+            # Padding is one row per sample: a bias of that shape, though none is known, could be meant.
+            yield rule.finding(
+                f"{layer}: {_SHAPES.get(meant or '', meant)} {what}: nothing is hidden{count}.",
+                layer=layer,
+                severity="warning" if meant == "padding" and words == "0/1 bias" else None,
+                evidence={"mask_kind": seen.call.mask_kind},
+            )
+
+
+def _meant(call: Call, words: str) -> str | None:
+    """The shape in brackets behind `words` in the kind of mask."""
+    kinds = (kind for kind in mask_kinds(call) if kind.startswith(f"{words} ("))
+    return next((kind.removeprefix(f"{words} (").removesuffix(")") for kind in kinds), None)
+
+
 def _shares_projection(call: Call) -> bool:
     """Whether one weight makes both q and k: each token is its own best match, and hidden from itself on purpose."""
     return call.parameters.get("q") is not None and call.parameters.get("q") == call.parameters.get("k")
@@ -119,6 +147,18 @@ def _is_future_only(call: Call) -> bool:
 
 # An additive mask takes at least this much away; a bias never does.
 _MASKS_FROM = 9000.0
+
+# How `mask_kind` says that a mask hides nothing, and how a message does.
+_IN_VAIN = {
+    "0/1 bias": "of zeros and ones is added to the scores",
+    "zero fill": "sets hidden scores to 0, which is a score like any other",
+}
+_SHAPES = {
+    "causal": "a causal mask",
+    "padding": "a padding mask",
+    "sliding window": "a sliding window",
+    "future only": "a causal mask (1 where a key is to be hidden)",
+}
 
 MASK_RULES: tuple[Rule, ...] = (
     Rule(
@@ -179,5 +219,24 @@ MASK_RULES: tuple[Rule, ...] = (
         remedy="Invert the mask: scaled_dot_product_attention takes True for visible keys, nn.MultiheadAttention and "
         "masked_fill for hidden ones; an additive mask is 0 or -inf.",
         check=_wrong_sign,
+    ),
+    Rule(
+        code="ATT413",
+        name="mask-hides-nothing",
+        severity="error",
+        what="A mask of zeros and ones is added to the scores, or hidden scores are set to 0.",
+        why="To a softmax 0 is a score like any other: tokens attend to their future and to padding, the loss falls in "
+        "training, and generation fails.",
+        formula="whether an added tensor holds exactly 0 and 1 in the shape of a mask, or scores of that shape become "
+        "0 before the softmax and are not hidden afterwards",
+        threshold="a triangle, a band of scores that become 0, or padding at one end; a warning where padding is "
+        "added; biases of 0 and 1 of any other shape are left out",
+        source="torch docs, scaled_dot_product_attention: a float mask is added",
+        provenance="derived",
+        example="scaled_dot_product_attention(q, k, v, attn_mask=torch.tril(torch.ones(T, T))), or "
+        "scores.masked_fill(hidden, 0).softmax(-1).",
+        remedy="Give scaled_dot_product_attention a bool mask (True where a key is visible), or set hidden scores to "
+        "-inf: scores.masked_fill(hidden, -torch.inf).",
+        check=_hides_nothing,
     ),
 )

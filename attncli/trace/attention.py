@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attncli.trace import check
 from attncli.trace.axes import Atom, Axes, Axis, axes, numel, of_product
-from attncli.trace.factors import linear_factor, origin, score_path
+from attncli.trace.factors import is_random, linear_factor, origin, score_path
 from attncli.trace.fused_calls import fused_call, opaque_call
 from attncli.trace.layout import layout_of
 from attncli.trace.ops import Op
@@ -86,6 +86,12 @@ class Attention:
 
     # --- what the tape asks ---------------------------------------------------------------------------
 
+    def hears(self, op: Op) -> bool:
+        return op.heard
+
+    def enters(self, tape: Tape, op: Op, operands: tuple[Ref, ...], run: Ran) -> None:
+        """Nothing is asked of operators that have not run."""
+
     def holds(self, op: Op, operands: tuple[Ref, ...]) -> tuple[bool, ...]:
         """Both sides of a product that may be scores; what is added to scores or masks them."""
         if op.kind == "product":
@@ -97,6 +103,11 @@ class Attention:
             return (True,) * len(operands)
         if op.kind in ("sum", "fill") and any(products(ref.node) for ref in operands):
             return tuple(not ref.node.carries or ref.shape[-1:] == (1,) for ref in operands)
+        if op.kind == "factor" and len(operands) == 2 and any(_are_scores(ref.node) for ref in operands):
+            # A mask that scores are multiplied by; random ones are dropout.
+            return tuple(
+                not ref.node.carries and ref.shape[-1:] > (1,) and not is_random(ref.node) for ref in operands
+            )
         return ()
 
     def ran(self, tape: Tape, op: Op, nodes: tuple[Node, ...], run: Ran) -> None:
@@ -549,6 +560,11 @@ def _pass_talking_heads(node: Node) -> None:
     ones = len(weight.shape) > 2 and set(weight.shape[2:]) == {1}
     if scores.node.carries and weight.node.constant and ones and node.shape == scores.shape:
         node.carries = scores.node.carries
+
+
+def _are_scores(node: Node) -> bool:
+    """Whether a value is made of a product that no softmax has seen yet."""
+    return bool(products(node)) and not any(isinstance(thing, Pending) for thing in node.carries)
 
 
 def _are_heads(summed: tuple[Atom, ...]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attncli.trace.masks import RowFacts, interval_facts, mask_facts
+from attncli.trace.zero_one import added_shape
 
 if TYPE_CHECKING:
     from attncli.trace.statistics import FusedCall
@@ -40,6 +41,12 @@ class CallMask:
             self._judge_floats(self.mask)
         self.changes_scores = self.has_bias or call.bias is not None
         self._score_bias = False
+
+    def added_shape(self, visible: str) -> str | None:
+        """The shape of a mask of zeros and ones that is added, and so hides nothing; None where there is none."""
+        if self.mask is None or self._is_bool or not self.has_bias:
+            return None
+        return added_shape(self.mask, visible)
 
     def facts(self) -> RowFacts:
         batch, heads, queries, keys = self.shape

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from attncli.trace.factors import Path, Step
+from attncli.trace.zero_one import added_shape
 
 if TYPE_CHECKING:
     from attncli.trace.products import Product
@@ -126,6 +127,12 @@ class Masks:
         """Whether anything finite that is no mask was added to the scores."""
         return any(self._bias(step) for step in path.steps)
 
+    def added_shape(self, path: Path, visible: str) -> str | None:
+        """The shape of a mask of zeros and ones that was added to the scores, which hides nothing."""
+        tensors = (step.value for step in path.steps if step.kind == "sum")
+        shapes = (added_shape(tensor, visible) for tensor in tensors if isinstance(tensor, Tensor))
+        return next((shape for shape in shapes if shape is not None), None)
+
     def _fill(self, step: Step) -> float | None:
         """The value that hides a key, where this step is a mask."""
         if step.kind == "fill":
@@ -165,8 +172,10 @@ def tolerance(dtype: torch.dtype) -> float:
 
 def _read_additive(tensor: Tensor) -> tuple[float | None, bool]:
     """(the value that masks, whether there is a bias) of a tensor that is added to scores."""
-    if tensor.numel() == 0 or not tensor.is_floating_point():
+    if tensor.numel() == 0 or tensor.is_complex():
         return None, False
+    if not tensor.is_floating_point():
+        tensor = tensor.float()
     lowest = tensor.amin()
     # −100 everywhere or 0 is a mask (shifted windows); −1, −2, −3 … are biases (ALiBi).
     other = (tensor != 0) & (tensor != lowest)

@@ -17,7 +17,7 @@ from attncli.trace.tape import Node, Ref
 class Step(NamedTuple):
     """One operator between the score product and the softmax, in the order in which they ran.
 
-    `kind`: "factor" (`value`), "sum" (`value`: a number or a tensor that is added, with `sign`), "fill"
+    `kind`: "factor" (`value`, or the tensor `mask`), "sum" (`value`: a number or a tensor that is added), "fill"
     (where `mask` is true the score becomes `value`), "cap" (tanh), "shift" (`value`, one number per row made of
     the scores themselves, is added: their maximum, which no softmax can see), "other" (nothing can be said).
     """
@@ -176,7 +176,10 @@ def _step(node: Node, ref: Ref) -> Step | None:
         if any(other.node is not ref.node and is_random(other.node) for other in node.operands):
             return Step("dropout", None, None, node)
         found = _scalar_factor(node, ref)
-        return Step("factor", found[0] if found is not None else None, None, node)
+        if found is not None:
+            return Step("factor", found[0], None, node)
+        other = next((other.tensor for other in node.operands if other.node is not ref.node), None)
+        return Step("factor", None, other, node)
     if kind == "sum":
         return _sum(node, ref)
     if kind == "cap":

@@ -50,6 +50,7 @@ def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
         call = replace(call, same_tokens=False)
     numbers = fused_statistics(call)
     answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype, taken.dropout)
+    zeros_and_ones = call.known[0][0].added_shape(numbers.mask_kind) if numbers.bias and call.known else None
     # What was read of the mask refers to the call and the call to it: q and k would outlive their layer.
     call.known.clear()
     factors = {"query": factor_query, "key": factor_key, "kernel": call.scale}
@@ -66,7 +67,7 @@ def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
         "soft_cap": call.soft_cap,
         "sinks": call.sinks_H is not None,
         "softmax_axis": _fused_axis(query, taken.query),
-        "mask_kind": numbers.mask_kind if not numbers.bias else with_bias(numbers.mask_kind),
+        "mask_kind": with_bias(numbers.mask_kind, zeros_and_ones) if numbers.bias else numbers.mask_kind,
         "window": numbers.window,
         "causal_offset": numbers.causal_offset,
         "explained": answer.explained,

@@ -20,6 +20,7 @@ from attncli.trace.origins import projected_features
 from attncli.trace.products import Product
 from attncli.trace.statistics import Numbers
 from attncli.trace.tape import Node, release
+from attncli.trace.zero_one import zeroed_shape
 
 
 @dataclass(eq=False, slots=True)
@@ -159,12 +160,19 @@ def mask_facts(pending: Pending, masks: check.Masks, axis: str) -> dict[str, Any
         return {"mask_kind": None}  # a probability of 0 may be a mask or the normaliser's own
     numbers, kind = pending.numbers, pending.numbers.mask_kind
     if masks.has_bias(pending.path):
-        kind = with_bias(kind)
+        kind = with_bias(kind, masks.added_shape(pending.path, kind))
+    zeroed = next(
+        (found for step in pending.path.steps if (found := zeroed_shape(step, kind)) is not None), None
+    )
+    if zeroed is not None:
+        kind = f"zero fill ({zeroed})" if kind == "none" else f"{kind} + zero fill ({zeroed})"
     return {"mask_kind": kind, "window": numbers.window, "causal_offset": numbers.causal_offset}
 
 
-def with_bias(kind: str) -> str:
-    return "bias" if kind == "none" else f"{kind} + bias"
+def with_bias(kind: str, zeros_and_ones: str | None = None) -> str:
+    """`zeros_and_ones`: the shape of the mask that the bias was meant to be."""
+    bias = "bias" if zeros_and_ones is None else f"0/1 bias ({zeros_and_ones})"
+    return bias if kind == "none" else f"{kind} + {bias}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
