@@ -33,6 +33,7 @@ BROKEN = {
     ("mask_upside_down", "broken"): "mask-of-the-wrong-sign",
     ("mask_upside_down", "broken_added"): "mask-of-the-wrong-sign",
     ("scores_in_float16", "broken"): "product-overflows",
+    ("heads_of_tokens", "broken"): "heads-cut-across-tokens",
     ("zeros_for_hidden", "broken"): "mask-hides-nothing",
     ("zeros_for_hidden", "broken_by_hand"): "mask-hides-nothing",
 }

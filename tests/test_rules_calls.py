@@ -327,6 +327,20 @@ CASES = [
         ],
         one(mask_kind="zero fill (causal)", causal_offset=None, masked_after_softmax=True),
     ),
+    # ATT414
+    Case(
+        "heads that are slices of tokens",
+        one(numbers={"tokens_per_head": 8.0}),
+        [
+            (
+                "ATT414",
+                "error",
+                f"{PATH}: q and k are cut into 4 heads along the tokens: each head holds 8 of 32 tokens instead of "
+                "a part of every token.",
+            )
+        ],
+        one(),
+    ),
 ]
 
 

@@ -148,6 +148,17 @@ def _sides(sources: Iterable[str], calls: dict[int, Call]) -> set[str]:
     return found
 
 
+def _tokens_mixed(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    for layer, seen, count in layers_where(observed, lambda seen: "tokens_per_head" in seen.whole):
+        call, tokens = seen.call, seen.whole["tokens_per_head"]
+        yield rule.finding(
+            f"{layer}: q and k are cut into {call.heads} heads along the tokens: each head holds {tokens:.4g} of "
+            f"{call.queries} tokens instead of a part of every token{count}.",
+            layer=layer,
+            evidence={"tokens_per_head": tokens, "heads": call.heads, "queries": call.queries},
+        )
+
+
 def _maximum_not_subtracted(rule: Rule, observed: Observed) -> Iterator[Finding]:
     def bare(seen: Measured) -> bool:
         call = seen.call
@@ -284,5 +295,21 @@ CALL_RULES: tuple[Rule, ...] = (
         example="A line such as scores.exp() / scores.exp().sum(-1, keepdim=True).",
         remedy="Use torch.softmax, or subtract scores.amax(-1, keepdim=True) first.",
         check=_maximum_not_subtracted,
+    ),
+    Rule(
+        code="ATT414",
+        name="heads-cut-across-tokens",
+        severity="error",
+        what="Heads are slices of neighbouring tokens, since q and k were viewed as (B, H, T, D) without a transpose.",
+        why="A view keeps the order in memory: a head then holds all features of a few tokens, chopped into rows that "
+        "are no tokens, and no token sees one of another slice. It trains, and never well.",
+        formula="(B, T, H·D) viewed as (B, H, T, D) with no permutation between, for q and k alike",
+        threshold="any; T/H tokens lie in a head; where there are as many tokens as heads, ATT401 tells it",
+        source="attncli",
+        provenance="derived",
+        example="A line such as q = self.q_proj(x).view(B, H, T, D).",
+        remedy="Split the features first: q.view(B, T, H, D).transpose(1, 2), and the output back by "
+        "out.transpose(1, 2).reshape(B, T, H * D).",
+        check=_tokens_mixed,
     ),
 )

@@ -209,6 +209,8 @@ def _measurements(call: Call, seen: Seen) -> Iterator[Measurement]:
     yield row("mask_kind", call.mask_kind)
     if call.window is not None:
         yield row("window", call.window)
+    if seen.tokens_per_head is not None:
+        yield row("tokens_per_head", seen.tokens_per_head)
     if seen.row_sums is not None:
         yield row("row_sum_min", seen.row_sums[0])
         yield row("row_sum_max", seen.row_sums[1])

@@ -17,7 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from attncli.trace import check
-from attncli.trace.axes import Atom, Axes, Axis, axes, numel, of_product
+from attncli.trace.axes import Atom, Axes, Axis, axes, mixes_tokens, numel, of_product, unknown
 from attncli.trace.factors import is_random, linear_factor, origin, score_path
 from attncli.trace.fused_calls import fused_call, opaque_call
 from attncli.trace.layout import layout_of
@@ -188,9 +188,11 @@ class Attention:
                 return
         known: dict[int, Axes] = {}
         left, right = axes(first.node, known), axes(second.node, known)
-        made = of_product(node.op.name, left, right, node.shape)
-        over_features = not left or any(atom.kind != "position" for atom in left[-1])
-        product = Product(node, first, second, made, over_features)
+        # Both sides, or a side is folded in a way of its own. Only the usual order then tells heads from queries.
+        torn = len(left) == len(right) == 3 and mixes_tokens(left[1]) and mixes_tokens(right[2])
+        made = unknown(node.shape) if torn else of_product(node.op.name, left, right, node.shape)
+        over_features = torn or not left or any(atom.kind != "position" for atom in left[-1])
+        product = Product(node, first, second, made, over_features, mixes_tokens=torn)
         node.carries = (product,)
         self._holding(product)
 
@@ -450,6 +452,8 @@ class Attention:
         if dots is not None and before != 1.0:
             dots = tuple(value / before for value in dots)
         seen = Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha)))
+        if product.mixes_tokens:
+            seen.tokens_per_head = pending.layout.queries / max(1, pending.layout.heads)
         seen.divided_later_of = origin(query.node).serial if late else None
         self._add(tape, node, seen)
         if late:

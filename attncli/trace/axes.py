@@ -24,12 +24,14 @@ class Atom:
     """One factor of an axis. `origin`: the axis of the score product that it is part of, where it is.
 
     `step`: how many elements of that product's output lie between two of its entries; 0 where unknown.
+    `torn`: a view cut the tensor between tokens and features where neither begins (`_tears`).
     """
 
     size: int
     kind: Kind
     origin: Literal["", "batch", "rows", "columns"] = ""
     step: int = 0
+    torn: bool = False
 
     def sized(self, size: int) -> Atom:
         return replace(self, size=size)
@@ -102,13 +104,14 @@ def _through(node: Node, ref: Ref, before: Axes) -> Axes:
     """The axes after one operator, from those of its main operand."""
     shape, old = node.shape, ref.shape
     if len(before) != len(old):
-        return _unknown(shape)
+        return unknown(shape)
     kind = node.op.kind
     if kind == "permute":
         order = _order(node, len(old))
-        return tuple(before[axis] for axis in order) if order is not None else _unknown(shape)
+        return tuple(before[axis] for axis in order) if order is not None else unknown(shape)
     if numel(shape) == numel(old) and (kind == "reshape" or len(shape) != len(old)):
-        return _regrouped(before, shape)
+        made = _regrouped(before, shape)
+        return _torn(made) if _tears(before, shape) else made
     if kind == "slice" and len(shape) == len(old) - 1 and node.op.name in _DROPPING:
         axis = _dropped(node, len(old))
         rest = [item for number, item in enumerate(before) if number != axis]
@@ -128,7 +131,7 @@ def _through(node: Node, ref: Ref, before: Axes) -> Axes:
             ),
         )
     if len(shape) < len(old):
-        return _unknown(shape)
+        return unknown(shape)
     return tuple(_resized(item, size) for item, size in zip(before, shape, strict=True))
 
 
@@ -151,7 +154,7 @@ def _resized(axis: Axis, size: int) -> Axis:
 def _regrouped(before: Axes, shape: Sequence[int]) -> Axes:
     """Row-major regrouping of factors, which are split where a new axis ends inside one."""
     if not numel(shape):
-        return _unknown(shape)
+        return unknown(shape)
     atoms = [atom for axis in before for atom in axis]
     out: list[Axis] = []
     for size in shape:
@@ -159,7 +162,7 @@ def _regrouped(before: Axes, shape: Sequence[int]) -> Axes:
         need = size
         while need > 1:
             if not atoms:
-                return _unknown(shape)
+                return unknown(shape)
             atom = atoms.pop(0)
             if need % atom.size == 0:
                 here.append(atom)
@@ -169,9 +172,47 @@ def _regrouped(before: Axes, shape: Sequence[int]) -> Axes:
                 atoms.insert(0, atom.sized(atom.size // need))
                 need = 1
             else:
-                return _unknown(shape)
+                return unknown(shape)
         out.append(tuple(here))
     return tuple(out)
+
+
+def _tears(before: Axes, shape: Sequence[int]) -> bool:
+    """Whether a view of (…, T, E) puts heads in front of the tokens: (…, H, T, D), with no permutation between.
+
+    Then E no longer ends where an axis ends: one new axis holds some of the tokens and some of their features. That
+    alone is no mistake, as (…, T·H, D) with queries folded beside their heads shows: there it holds all tokens.
+    """
+    inner = len(before)
+    while inner and all(atom.kind == "feature" for atom in before[inner - 1]):
+        inner -= 1
+    features = numel([_length(axis) for axis in before[inner:]])
+    if not inner or features <= 1 or any(atom.kind != "position" for atom in before[inner - 1]):
+        return False
+    ends, end = set(), features
+    for axis in reversed(before[:inner]):
+        end *= _length(axis)
+        ends.add(end)
+    low = 1
+    for place in reversed(range(len(shape))):
+        high = low * shape[place]
+        if low < features < high:
+            if features % low:  # more heads than tokens
+                return high in ends and features % shape[place] == 0
+            heads = shape[place - 1] if place else 1
+            return high not in ends and heads > 1 and features % (low * heads) == 0
+        low = high
+    return False
+
+
+def _torn(found: Axes) -> Axes:
+    return tuple(tuple(replace(atom, torn=True) for atom in axis) for axis in found)
+
+
+def mixes_tokens(axis: Axis) -> bool:
+    """Whether what should be tokens are slices of tokens: some features of each, beside one another."""
+    kinds = {atom.kind for atom in axis}
+    return any(atom.torn for atom in axis) and ("unknown" in kinds or {"position", "feature"} <= kinds)
 
 
 def _order(node: Node, rank: int) -> list[int] | None:
@@ -206,7 +247,7 @@ def _argument(node: Node, position: int, name: str, default: int) -> int:
     return value if isinstance(value, int) else default
 
 
-def _unknown(shape: Sequence[int]) -> Axes:
+def unknown(shape: Sequence[int]) -> Axes:
     return tuple(_axis(size, "unknown") for size in shape)
 
 
@@ -233,7 +274,7 @@ def of_product(name: str, first: Axes, second: Axes, shape: Sequence[int]) -> Ax
         return (*_regrouped((of_all[1],), shape[:-1]), of_all[2])
     if name in ("mv", "addmv") and len(first) == 2:
         return marked((), first[0], ())[1:2]
-    return _unknown(shape)
+    return unknown(shape)
 
 
 def better(first: Axis, second: Axis) -> Axis:

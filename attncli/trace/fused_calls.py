@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attncli.trace import check
-from attncli.trace.axes import axes
+from attncli.trace.axes import axes, mixes_tokens
 from attncli.trace.factors import linear_factor
 from attncli.trace.kernels import fused
 from attncli.trace.origins import kind_of, kv_heads_of, parameters_of, sources_of, user_line
@@ -77,7 +77,10 @@ def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
     before = abs((factor_query or 1.0) * (factor_key or 1.0))
     found = numbers.per_head.get("dot_absmax")
     dots = tuple(value / before for value in found if value is not None) if found is not None else None
-    return Seen(facts, numbers, dots, None, before)
+    seen = Seen(facts, numbers, dots, None, before)
+    if all(_mixes_tokens(node, tensor) for node, tensor in ((query, taken.query), (key, taken.key))):
+        seen.tokens_per_head = queries / max(1, heads)
+    return seen
 
 
 def opaque_call(node: Node) -> Seen:
@@ -102,6 +105,11 @@ def opaque_call(node: Node) -> Seen:
         "reason": f"it ran inside one operator, {node.op.name}, which shows no scores",
     }
     return Seen(facts, None)
+
+
+def _mixes_tokens(node: Node, tensor: Tensor) -> bool:
+    """Whether the rows of q or k, as the kernel wants them, are slices of tokens."""
+    return tensor.dim() == 4 and mixes_tokens(axes(node, {})[-2])
 
 
 def _fused_axis(query: Node, tensor: Tensor) -> Literal["keys", "heads"]:

@@ -54,6 +54,8 @@ class Seen:
     factor_before: float = 1.0
     # The query of weights that were not divided by their sum before they met their values.
     divided_later_of: int | None = None
+    # Where heads are slices of neighbouring tokens and not of features: how many tokens each holds.
+    tokens_per_head: float | None = None
 
 
 def let_go(thing: Product | Pending) -> None:
@@ -77,7 +79,12 @@ def axes_of_product(pending: Pending) -> dict[int, Axes]:
 
 
 def likely_heads(product: Product) -> int:
-    """Features of the query's projection over the size of a head; 1 where there is no projection."""
+    """Features of the query's projection over the size of a head; 1 where there is no projection.
+
+    Heads that were cut across tokens stand in front of them, however many features there are.
+    """
+    if product.mixes_tokens:
+        return 1
     width, size = projected_features(product.first.node), product.first.shape[-1]
     return width // size if width and size and width % size == 0 else 1
 

@@ -21,7 +21,10 @@ from attncli.trace.tape import Node, Ref
 
 @dataclass(eq=False, slots=True)
 class Product:
-    """A product of two computed tensors, which may turn out to be scores. `axes`: of its output."""
+    """A product of two computed tensors, which may turn out to be scores. `axes`: of its output.
+
+    `mixes_tokens`: rows and columns are slices of tokens on both sides.
+    """
 
     node: Node
     first: Ref
@@ -30,6 +33,7 @@ class Product:
     over_features: bool = True
     dropped_out: bool = False
     spent: bool = False
+    mixes_tokens: bool = False
 
 
 def products(node: Node) -> list[Product]:
