@@ -6,15 +6,16 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AttncliError", "Report", "__version__", "inspect", "measure"]
+__all__ = ["AttncliError", "Report", "__version__", "inspect", "measure", "nan_check"]
 
 if TYPE_CHECKING:
-    from attncli.api import Report, inspect, measure
+    from attncli.api import Report, inspect, measure, nan_check
     from attncli.errors import AttncliError
 
 _HOMES = {
     "inspect": "attncli.api",
     "measure": "attncli.api",
+    "nan_check": "attncli.api",
     "Report": "attncli.api",
     "AttncliError": "attncli.errors",
 }

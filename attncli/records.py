@@ -305,6 +305,34 @@ class Measurement:
     high: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a NaN or Inf that can be seen was born.
+
+    `value`: "nan", "+inf" or "-inf". `op`: the operator without namespace; "leaf" where the value was there before
+    anything ran. `source`: the user's line; of a backward operator, the line of the forward operator whose gradient
+    it computes. `at`: batch, head, query and key in attention scores, otherwise {"index": […]}. `confirmed`: whether
+    the symptom was gone when the step was repeated with the change that `evidence["proof"]` tells; None where that
+    was not tried or not possible. `path`: what passed the value on, up to what is seen.
+    """
+
+    value: str
+    phase: Literal["parameter", "buffer", "input", "forward", "backward", "optimizer"]
+    cause: str
+    confirmed: bool | None
+    module: str
+    op: str
+    source: str | None
+    tensor: str | None
+    layer: str | None
+    at: Mapping[str, Any] | None
+    dtype: str
+    evidence: Mapping[str, Any]
+    path: tuple[Mapping[str, str], ...]
+    message: str
+    advice: str
+
+
 # --- what is judged -----------------------------------------------------------------------------------
 
 
@@ -330,7 +358,8 @@ class Report:
     """What one command saw, in the shape of the schema `attncli-report/1`.
 
     `looked`: whether there was any attention to look at; layers without softmax (`kind` None) are none.
-    After a forward pass every call must have been explained as well. `run`: what ran, for a command that
+    After a forward pass every call must have been explained as well; a search for NaN looks at every operator
+    instead. `run`: what ran, for a command that
     runs the model; `calls`: its attention calls. `notes`: sentences for a person, e.g. what was left out.
     """
 
@@ -340,7 +369,7 @@ class Report:
     environment: Mapping[str, Any]
     layers: tuple[Layer, ...] = ()
     measurements: tuple[Measurement, ...] = ()
-    origins: tuple[Mapping[str, Any], ...] = ()
+    origins: tuple[Origin, ...] = ()
     findings: tuple[Finding, ...] = ()
     run: Mapping[str, Any] | None = None
     calls: tuple[Call, ...] = ()
@@ -348,6 +377,8 @@ class Report:
 
     @property
     def looked(self) -> bool:
+        if self.run is not None and "operators_by_phase" in self.run and "calls_seen" not in self.run:
+            return bool(self.run.get("operators"))
         if self.run is not None:
             return bool(self.calls) and all(call.explained for call in self.calls)
         return any(layer.kind is not None for layer in self.layers)
@@ -397,7 +428,7 @@ class Report:
                 else {**self.run, "calls": [_row(call, _CALL_KEYS) for call in self.calls]},
                 "layers": layers,
                 "measurements": [_row(row, _MEASUREMENT_KEYS) for row in self.measurements],
-                "origins": list(self.origins),
+                "origins": [_row(origin, _ORIGIN_KEYS) for origin in self.origins],
                 "findings": [_row(row, _FINDING_KEYS) for row in self.findings],
                 "notes": list(self.notes),
             }
@@ -434,4 +465,5 @@ def strict_json(value: Any) -> Any:
 _TENSOR_KEYS = ("role", "name", "shape", "dtype", "file")
 _CALL_KEYS = tuple(item.name for item in fields(Call))
 _MEASUREMENT_KEYS = ("metric", "layer", "call", "head", "value", "unit", "precision", "low", "high")
+_ORIGIN_KEYS = tuple(item.name for item in fields(Origin))
 _FINDING_KEYS = ("code", "name", "severity", "layer", "head", "message", "advice", "evidence")

@@ -18,6 +18,7 @@ from attncli.records import (
     Layer,
     LayerTensor,
     Measurement,
+    Origin,
     Report,
     Tensor,
     strict_json,
@@ -120,7 +121,7 @@ def test_layers_without_softmax_are_no_attention_to_look_at():
 
 def test_the_keys_of_the_report_are_those_of_the_schema_in_its_order():
     full = report(
-        findings=(finding(),), measurements=(Measurement("rms", "w", 1.0),), origins=({"value": "nan"},)
+        findings=(finding(),), measurements=(Measurement("rms", "w", 1.0),), origins=(origin(),)
     ).to_dict()
     keys = {
         "report": full,
@@ -128,6 +129,7 @@ def test_the_keys_of_the_report_are_those_of_the_schema_in_its_order():
         "tensor": full["layers"][0]["tensors"][0],
         "measurement": full["measurements"][0],
         "finding": full["findings"][0],
+        "origin": full["origins"][0],
     }
     assert {what: " ".join(row) for what, row in keys.items()} == {
         "report": "schema command attncli_version verdict source environment run layers measurements origins"
@@ -136,9 +138,35 @@ def test_the_keys_of_the_report_are_those_of_the_schema_in_its_order():
         "tensor": "role name shape dtype file",
         "measurement": "metric layer call head value unit precision low high",
         "finding": "code name severity layer head message advice evidence",
+        "origin": "value phase cause confirmed module op source tensor layer at dtype evidence path message advice",
     }
     assert (full["schema"], full["attncli_version"], full["run"]) == (SCHEMA, "0.1.0", None)
     assert SCHEMA == "attncli-report/1"
+
+
+def test_a_search_for_nan_has_looked_where_operators_ran():
+    assert report(layers=(), run={"operators": 3, "operators_by_phase": {"forward": 3}}).looked
+    assert not report(layers=(), run={"operators": 0, "operators_by_phase": {}}).looked
+
+
+def origin() -> Origin:
+    return Origin(
+        value="nan",
+        phase="forward",
+        cause="masked-row",
+        confirmed=True,
+        module="attn",
+        op="_softmax",
+        source="model.py:3",
+        tensor=None,
+        layer=None,
+        at={"batch": 0},
+        dtype="float32",
+        evidence={"keys": 6},
+        path=({"module": "attn", "op": "_softmax"},),
+        message="every score is −inf",
+        advice="let it see a key",
+    )
 
 
 def test_the_report_reads_back_as_what_went_in():

@@ -13,13 +13,23 @@ from typing import Any, NamedTuple
 
 from attncli import __version__, records
 from attncli.api.forward import measure, measure_model
+from attncli.api.nan import nan_check, nan_check_model
 from attncli.api.report import Progress, Report, environment, matching, with_findings
 from attncli.checkpoint import open_checkpoint
 from attncli.layout import Options, attention_layers
 from attncli.records import Anomaly, Checkpoint, Layer, Measurement
 from attncli.rules import Observed, judge, overflow_measurements
 
-__all__ = ["Progress", "Report", "inspect", "measure", "measure_model", "with_findings"]
+__all__ = [
+    "Progress",
+    "Report",
+    "inspect",
+    "measure",
+    "measure_model",
+    "nan_check",
+    "nan_check_model",
+    "with_findings",
+]
 
 
 def inspect(

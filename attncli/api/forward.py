@@ -85,7 +85,7 @@ def measure_model(
         device=device,
         dtype=dtype,
         autocast=autocast,
-        weights=_reader(weights) if weights is not None else None,
+        weights=weights_reader(weights) if weights is not None else None,
         weights_path=weights,
         strict=strict,
         trust_remote_code=trust_remote_code,
@@ -116,7 +116,7 @@ def measure_model(
         found,
         in_memory,
         on_disk,
-        source=_source(model, spec),
+        source=source_of(model, spec),
         surroundings={"device": str(model.device), "dtype": autocast or model.dtype},
         run={"batch": batch.kind, "inputs": batch.inputs},
         notes=(*model.notes, *batch.notes),
@@ -242,7 +242,7 @@ def _wanted(
 # --- what is known besides the run --------------------------------------------------------------------
 
 
-def _reader(path: str) -> Callable[[], Mapping[str, Any]]:
+def weights_reader(path: str) -> Callable[[], Mapping[str, Any]]:
     """Reads the checkpoint of --weights when the model is there to take it."""
 
     def read() -> Mapping[str, Any]:
@@ -274,7 +274,7 @@ def _own_config(model: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     return (("model.config", values),) if isinstance(values, Mapping) else ()
 
 
-def _source(model: Runnable, spec: str) -> dict[str, Any]:
+def source_of(model: Runnable, spec: str) -> dict[str, Any]:
     path = Path(spec)
     files = (
         [file for file in path.rglob("*") if file.is_file()]

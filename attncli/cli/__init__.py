@@ -18,6 +18,7 @@ from attncli import __version__
 from attncli.cli.entropy import entropy
 from attncli.cli.help import Command, Group
 from attncli.cli.inspect import inspect
+from attncli.cli.nan_check import nan_check
 from attncli.cli.output import show_error, silence_stdout
 from attncli.cli.overflow import overflow
 from attncli.cli.settings import project_defaults
@@ -140,3 +141,4 @@ _ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 app.command("inspect", cls=Command)(inspect)
 app.command("entropy", cls=Command)(entropy)
 app.command("overflow", cls=Command)(overflow)
+app.command("nan-check", cls=Command)(nan_check)

@@ -163,9 +163,9 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(command, include_extras=True)
     groups = {name: hint for name, hint in hints.items() if hint in (Running, Reporting)}
     parameters = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=hint)
-        for name, hint in hints.items()
-        if name != "return" and name not in groups
+        parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name not in groups
     ]
     for group in groups.values():
         types = get_type_hints(group, include_extras=True)
@@ -192,10 +192,11 @@ def flattened(command: Callable[..., None]) -> Callable[..., None]:
     return flat
 
 
-def run_and_report(command: str, model: str, running: Running, reporting: Reporting) -> None:
+def run_and_report(command: str, model: str, running: Running, reporting: Reporting, **own: Any) -> None:
     """Runs the model, writes the report and leaves with its exit code.
 
-    What the user's own code prints goes to stderr: stdout carries the report alone.
+    `own`: settings of this command alone, by their names in the API. What the user's own code prints goes to
+    stderr: stdout carries the report alone.
     """
     from attncli import api
 
@@ -203,7 +204,11 @@ def run_and_report(command: str, model: str, running: Running, reporting: Report
     for file in _files(model, running):
         out.check_target(reporting.output, file)
     with out.progress_bar(reporting.quiet) as progress, redirect_stdout(sys.stderr):
-        report = api.measure_model(command, model, **_settings(running), progress=progress)
+        settings = {**_settings(running), **own}
+        if command == "nan-check":
+            report = api.nan_check_model(model, **settings, progress=progress)
+        else:
+            report = api.measure_model(command, model, **settings, progress=progress)
     code = out.finish(
         report,
         choice,

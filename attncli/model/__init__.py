@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attncli.errors import ModelError
+from attncli.model import training
 from attncli.model.batch import make_batch
 from attncli.model.contracts import Batch, BatchOptions, ModelOptions, Progress, Runnable
 from attncli.model.devices import available_devices
@@ -21,7 +22,7 @@ from attncli.model.running import run
 
 __all__ = [
     "Batch", "BatchOptions", "ModelOptions", "Progress", "Runnable", "available_devices", "load_model",
-    "make_batch", "run",
+    "make_batch", "run", "training",
 ]  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from attncli.model.factory import on_path
 from attncli.model.faults import user_code
 
 
-def run(model: Runnable, batch: Batch) -> Any:
-    """What the model returns for the batch: without gradients, under autocast if it was asked for.
+def run(model: Runnable, batch: Batch, *, gradients: bool = False) -> Any:
+    """What the model returns for the batch, under autocast if it was asked for; `gradients`: ready for a backward pass.
 
     The random state of the process is as before afterwards; during the pass it follows from the batch's seed.
     Errors: ModelError that says which module raised, and where.
@@ -31,7 +31,7 @@ def run(model: Runnable, batch: Batch) -> Any:
         if cuda:
             torch.cuda.manual_seed(batch.seed)
         # Not inference_mode: models that keep or change their inputs fail under it.
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         if model.autocast is not None:
             stack.enter_context(torch.autocast(model.device.type, dtype=model.autocast))
         stack.enter_context(user_code(model.path, "the forward pass", _remedy(batch), model.module))

@@ -48,6 +48,17 @@ def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableT
 def _run_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
     from attncli.render import run  # only a forward pass needs its pictures
 
+    if "operators_by_phase" in (report.run or {}):
+        from attncli.render import origins
+
+        return [
+            run.run_heading(report, console.width),
+            *origins.origin_parts(report),
+            *_notes(run.run_notes(report)),
+            *_findings(report),
+            origins.nan_verdict(report, _tally(report)),
+        ]
+
     return [
         run.run_heading(report, console.width),
         *run.run_parts(report, console, unfolded=unfolded),

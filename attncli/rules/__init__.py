@@ -9,6 +9,7 @@ from attncli.rules.entropy import ENTROPY_RULES
 from attncli.rules.files import FILE_RULES
 from attncli.rules.layouts import LAYOUT_RULES
 from attncli.rules.masks import MASK_RULES
+from attncli.rules.origins import ORIGIN_RULES
 from attncli.rules.rule import Observed, Rule
 from attncli.rules.scales import SCALE_RULES
 from attncli.rules.scores import SCORE_RULES
@@ -33,4 +34,5 @@ RULES: tuple[Rule, ...] = (
     *SCALE_RULES,
     *SCORE_RULES,
     *ENTROPY_RULES,
+    *ORIGIN_RULES,
 )

@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from attncli.records import Anomaly, Call, Finding, Layer, Measurement, Severity
+from attncli.records import Anomaly, Call, Finding, Layer, Measurement, Origin, Severity
 
 
 @dataclass(frozen=True)
 class Observed:
     """Everything a rule may look at. `anomalies`: what the readers stated about files and weights.
 
-    `calls`: the attention calls of a forward pass; a measurement's `call` is a call's `index`.
+    `calls`: the attention calls of a forward pass; a measurement's `call` is a call's `index`. `origins`:
+    of NaN and Inf.
     """
 
     layers: tuple[Layer, ...] = ()
     measurements: tuple[Measurement, ...] = ()
     anomalies: tuple[Anomaly, ...] = ()
     calls: tuple[Call, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
     @cached_property
     def numbers(self) -> Mapping[int, tuple[Mapping[str, Mapping[int, float]], Mapping[str, float]]]:

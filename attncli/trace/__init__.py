@@ -19,9 +19,9 @@ from attncli.records import Call, Measurement
 from attncli.trace.attention import Attention
 from attncli.trace.naming import clean, named_inputs, named_weights
 from attncli.trace.pending import Seen
-from attncli.trace.tape import Tape
+from attncli.trace.tape import Listener, Tape
 
-__all__ = ["Trace", "named_inputs", "named_weights", "trace", "undisturbed"]
+__all__ = ["Trace", "named_inputs", "named_weights", "surroundings", "trace", "undisturbed", "watched"]
 
 
 class Trace(NamedTuple):
@@ -64,7 +64,7 @@ def trace(
         tape.name_parameters(model.named_buffers())
     tape.name_inputs(named_inputs(model, args, kwargs or {}))
     try:
-        with _kept(model), _watched(model, tape, listener) as notes, tape:
+        with _kept(model), watched(model, tape, listener) as notes, tape:
             result = run()
     finally:
         listener.close()
@@ -84,7 +84,7 @@ def trace(
         dict(listener.linear),
         tape.operators,
         tuple(notes),
-        _surroundings(model, args),
+        surroundings(model, args),
         result,
     )
 
@@ -97,7 +97,7 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def _surroundings(model: Any, args: Sequence[Any]) -> dict[str, str]:
+def surroundings(model: Any, args: Sequence[Any]) -> dict[str, str]:
     """Device and dtype of the parameters, or of the first argument where there are none."""
     tensors = model.parameters() if isinstance(model, nn.Module) else ()
     first = next((t for t in (*tensors, *args) if isinstance(t, Tensor) and t.is_floating_point()), None)
@@ -110,7 +110,7 @@ def _surroundings(model: Any, args: Sequence[Any]) -> dict[str, str]:
 
 
 @contextmanager
-def _watched(model: Any, tape: Tape, listener: Attention) -> Iterator[list[str]]:
+def watched(model: Any, tape: Tape, listener: Listener) -> Iterator[list[str]]:
     """Module paths, no opaque fast path, no compiled code: for the length of one run."""
     notes: list[str] = []
     with ExitStack() as stack:
@@ -163,7 +163,7 @@ def _same_bits(first: Tensor, second: Tensor) -> bool:
 
 
 @contextmanager
-def _module_paths(model: nn.Module, tape: Tape, listener: Attention) -> Iterator[None]:
+def _module_paths(model: nn.Module, tape: Tape, listener: Listener) -> Iterator[None]:
     names = {id(module): clean(name) for name, module in model.named_modules()}
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> None:

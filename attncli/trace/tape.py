@@ -41,6 +41,7 @@ class Node:
     a weight, a mask, a table of positions, but nothing that was computed from the input or by a projection.
     `sources`: bit set of the inputs and earlier calls that the value depends on.
     `carries`: what the listener attached to a value; inherited by what is made of it, except by products.
+    `at`: how many operators had run before the one that made it.
     """
 
     serial: int
@@ -56,6 +57,7 @@ class Node:
     sources: int = 0
     parameter: str | None = None
     carries: tuple[Any, ...] = ()
+    at: int = 0
 
 
 def release(node: Node) -> None:
@@ -69,11 +71,23 @@ def release(node: Node) -> None:
 class Listener(Protocol):
     """What a tape tells: one operator has run. `nodes`: one per tensor among its outputs, in order."""
 
+    def hears(self, op: Op) -> bool:
+        """Whether it wants to be told of this operator."""
+        ...
+
     def holds(self, op: Op, operands: tuple[Ref, ...]) -> tuple[bool, ...]:
         """For each tensor operand, whether the nodes of this operator should hold on to it; () for none."""
         ...
 
+    def enters(self, tape: Tape, op: Op, operands: tuple[Ref, ...], run: Ran) -> None:
+        """The operator is about to run: what it will overwrite can still be read."""
+        ...
+
     def ran(self, tape: Tape, op: Op, nodes: tuple[Node, ...], run: Ran) -> None: ...
+
+    def dropout_module(self, node: Node, probability: float) -> None:
+        """A dropout module was given `node`."""
+        ...
 
 
 class Ran(NamedTuple):
@@ -112,8 +126,13 @@ class Tape(TorchDispatchMode):
                 self._held.append(storage)
 
     def name_inputs(self, named: Iterable[tuple[str, Tensor]]) -> None:
-        """Each input is a source of its own, so that a value can be traced to the inputs it came from."""
+        """Each input is a source of its own, so that a value can be traced to the inputs it came from.
+
+        What an operator of this run made keeps its own history.
+        """
         for name, tensor in named:
+            if self._known.get(tensor) is not None:
+                continue
             node = self._leaf(tensor, constant=False, sources=self.source(f"input {name}"))
             self._known.put(tensor, node)
 
@@ -125,6 +144,11 @@ class Tape(TorchDispatchMode):
 
     def names_of(self, sources: int) -> tuple[str, ...]:
         return tuple(name for bit, name in enumerate(self.source_names) if sources >> bit & 1)
+
+    def name_of(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer."""
+        storage = _storage(tensor)
+        return self._names.get(storage._cdata) if storage is not None else None
 
     def node(self, tensor: Tensor) -> Node:
         """The node of a tensor, which is a leaf if no operator of this run made it."""
@@ -143,7 +167,7 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.failure is not None:
             return func(*args, **kwargs)
-        if torch.is_inference_mode_enabled() and _is_composite(func):
+        if torch.is_inference_mode_enabled() and is_composite(func):
             # Without autograd nothing has taken these apart before they come here.
             with self:
                 return func.decompose(*args, **kwargs)
@@ -163,13 +187,26 @@ class Tape(TorchDispatchMode):
             return None
 
     def _before(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any, tuple[Ref, ...]]:
-        return self._operands(op_of(func), args, kwargs)
+        op = op_of(func)
+        before = self._operands(op, args, kwargs)
+        if self.listener.hears(op):
+            with _Undisturbed():
+                self.listener.enters(self, op, before[2], Ran(func, args, kwargs, ()))
+        return before
 
     def _after(self, func: Any, before: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
         op = op_of(func)
         outputs = tuple(t for t in _flat(result) if isinstance(t, Tensor))
-        nodes = self._record(op, before, args, outputs)
-        if op.heard and nodes:
+        # An operator may write into arguments that it does not return, lists of them as well.
+        outputs += tuple(
+            target
+            for position in op.writes
+            if position < len(args)
+            for target in _flat(args[position])
+            if isinstance(target, Tensor) and not any(target is tensor for tensor in outputs)
+        )
+        nodes = self._record(op, before, outputs)
+        if nodes and self.listener.hears(op):
             with _Undisturbed():
                 self.listener.ran(self, op, nodes, Ran(func, args, kwargs, outputs))
 
@@ -202,7 +239,7 @@ class Tape(TorchDispatchMode):
         return value
 
     def _record(
-        self, op: Op, before: tuple[Any, Any, tuple[Ref, ...]], args: tuple[Any, ...], outputs: Any
+        self, op: Op, before: tuple[Any, Any, tuple[Ref, ...]], outputs: tuple[Tensor, ...]
     ) -> tuple[Node, ...]:
         new_args, new_kwargs, operands = before
         # What is made in the likeness of a tensor takes its shape, not its value.
@@ -228,17 +265,12 @@ class Tape(TorchDispatchMode):
                 constant,
                 sources,
                 carries=carries if tensor.is_floating_point() else (),
+                at=self.operators - 1,
             )
             self._known.put(tensor, node, written=bool(op.writes))
             return node
 
-        nodes = tuple(made(tensor, number) for number, tensor in enumerate(outputs))
-        for position in op.writes:
-            target = args[position] if position < len(args) else None
-            # An operator may write into an argument that it does not return.
-            if isinstance(target, Tensor) and not any(target is tensor for tensor in outputs):
-                made(target, 0)
-        return nodes
+        return tuple(made(tensor, number) for number, tensor in enumerate(outputs))
 
     def _leaf(self, tensor: Tensor, *, constant: bool, sources: int) -> Node:
         storage = _storage(tensor)
@@ -372,7 +404,7 @@ class _Storages:
 
 
 @cache
-def _is_composite(func: Any) -> bool:
+def is_composite(func: Any) -> bool:
     """Whether an operator is made of others, on every device."""
     name = getattr(func, "name", None)
     schema = getattr(func, "_schema", None)

@@ -1,0 +1,206 @@
+"""A step of a model → where its NaN and Inf were born."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attncli import __version__
+from attncli.api.forward import source_of, weights_reader
+from attncli.api.joining import memory_layers
+from attncli.api.report import Progress, Report, environment
+from attncli.errors import UsageError
+from attncli.records import Layer, Origin
+from attncli.rules import Observed, judge
+
+if TYPE_CHECKING:
+    from attncli.model import Batch
+    from attncli.trace.nan import Found
+
+
+def nan_check(
+    model: Any, step: Callable[[Any], Any], *, backward: bool = True, confirm: bool = True
+) -> Report:
+    """Where the NaN and Inf of `step(model)` were born, why, and whether removing the cause removes them.
+
+    `model`: an nn.Module. `step`: whatever is to be looked at: a forward pass that returns a loss (`backward=True`
+    then calls `.backward()` on it), or a whole training step with its own backward pass and optimiser. `confirm`:
+    the step is repeated, from the same parameters and random numbers, with one thing changed; parameters that it
+    writes are copied for that. Afterwards the model is as one run of the step leaves it.
+
+    Errors: whatever the step raises, unless it stopped at a NaN whose origin was found.
+    """
+    from attncli.trace import surroundings
+    from attncli.trace.nan import find
+
+    found = find(model, step, backward=backward, confirm=confirm)
+    return _report(
+        "nan-check",
+        found,
+        memory_layers(model, ()),
+        source={"kind": "code", "path": getattr(model, "__qualname__", type(model).__name__)},
+        around=surroundings(model, ()),
+        run={"batch": "arguments", "inputs": {}},
+        notes=(),
+    )
+
+
+def nan_check_model(
+    spec: str,
+    *,
+    text: Sequence[str] = (),
+    input: str | None = None,  # noqa: A002 - the name of the option
+    seq_len: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str | None = None,
+    autocast: str | None = None,
+    train_mode: bool = False,
+    weights: str | None = None,
+    strict: bool = True,
+    trust_remote_code: bool = False,
+    device_map: str | None = None,
+    offload_folder: str | None = None,
+    layers: Sequence[str] = (),
+    backward: bool = False,
+    steps: int = 0,
+    optimizer: str = "adamw",
+    learning_rate: float = 1e-3,
+    confirm: bool = True,
+    what_if: str | None = None,
+    save_repro: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """The same for a MODEL given by name, as `attncli nan-check` takes it. Errors: AttncliError.
+
+    `steps`: as many real training steps with `optimizer` (adamw, adam, sgd, rmsprop, adagrad). `what_if`: a dtype that
+    the model is also run in, after predicting from this run what would overflow there. `save_repro`: a script that
+    repeats the operator at the first origin, with its tensors beside it.
+    """
+    from attncli.model import BatchOptions, ModelOptions, load_model, make_batch, run, training
+    from attncli.trace.nan import find, loss_of
+
+    if not spec:
+        raise UsageError("MODEL", "the path is empty.", "Give a model folder, a file, or file.py:build.")
+    options = ModelOptions(
+        device=device,
+        dtype=dtype,
+        autocast=autocast,
+        weights=weights_reader(weights) if weights is not None else None,
+        weights_path=weights,
+        strict=strict,
+        trust_remote_code=trust_remote_code,
+        device_map=device_map,
+        offload_folder=offload_folder,
+        train_mode=train_mode,
+    )
+    model = load_model(spec, options, progress)
+    batch = make_batch(model, BatchOptions(tuple(text), input, seq_len, batch_size, seed))
+    gradients = backward or steps > 0
+    if gradients:
+        batch = training.with_labels(model, batch)
+
+    def tick(done: int) -> None:
+        if progress is not None:
+            progress("looking at operators", done, 0)
+
+    def look(batch: Batch, limit: str | None = None) -> Found:
+        def step(_: Any) -> Any:
+            if steps:
+                return training.train(model, batch, steps, optimizer, learning_rate, loss_of)
+            return run(model, batch, gradients=gradients)
+
+        return find(
+            model.module,
+            step,
+            backward=gradients,
+            confirm=confirm,
+            on_operator=tick,
+            limit=limit,
+        )
+
+    found = look(batch, what_if)
+    facts: dict[str, Any] = {"batch": batch.kind, "inputs": batch.inputs, "steps": steps}
+    notes = [*model.notes, *batch.notes]
+    if what_if is not None and not found.origins:
+        facts["what_if"] = {"dtype": what_if, "predicted": [dict(one) for one in found.beyond]}
+        found = _what_if(look(training.in_dtype(model, batch, what_if)), found, what_if)
+    if save_repro is not None:
+        notes += _saved(found, Path(save_repro))
+    return _report(
+        "nan-check",
+        found,
+        memory_layers(model.module, model.configs),
+        source=source_of(model, spec),
+        around={"device": str(model.device), "dtype": autocast or what_if or model.dtype},
+        run=facts,
+        notes=notes,
+    )
+
+
+# --- what is done besides -----------------------------------------------------------------------------
+
+
+def _what_if(found: Found, plain: Found, dtype: str) -> Found:
+    """What running in another dtype gave, with what the run before had predicted."""
+    predicted, origins = len(plain.beyond), len(found.origins)
+    note = (
+        f"what if {dtype}: {predicted} operator{'s' if predicted != 1 else ''} of the run as it is made numbers "
+        f"beyond {dtype}; run in {dtype}, {origins} origin{'s' if origins != 1 else ''} of NaN or Inf were found"
+    )
+    return found._replace(notes=(*found.notes, note), beyond=plain.beyond)
+
+
+def _saved(found: Found, path: Path) -> list[str]:
+    from attncli.trace.repro import save
+
+    if found.repro is None:
+        return ["there is no operator to save: nothing was born in this run"]
+    return [f"wrote {name}" for name in save(found.repro, path)]
+
+
+# --- the report ---------------------------------------------------------------------------------------
+
+
+def _report(
+    command: str,
+    found: Found,
+    layers: Sequence[Layer],
+    *,
+    source: Mapping[str, Any],
+    around: Mapping[str, Any],
+    run: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Report:
+    origins = tuple(_placed(origin, layers) for origin in found.origins)
+    return Report(
+        command=command,
+        version=__version__,
+        source=source,
+        environment={**environment(), **around},
+        layers=tuple(layers),
+        origins=origins,
+        findings=judge(Observed(tuple(layers), origins=origins)),
+        run={
+            **run,
+            "operators": sum(found.operators.values()),
+            "operators_by_phase": dict(found.operators),
+            "headroom_bits": {
+                dtype: {"bits": bits, "op": op, "module": module}
+                for dtype, (bits, op, module) in found.headroom.items()
+            },
+            "notes": [],
+        },
+        notes=(*notes, *found.notes),
+    )
+
+
+def _placed(origin: Origin, layers: Sequence[Layer]) -> Origin:
+    """With the attention layer that its module lies in."""
+    inside = [
+        layer for layer in layers if origin.module == layer.path or origin.module.startswith(f"{layer.path}.")
+    ]
+    return replace(origin, layer=max(inside, key=lambda layer: len(layer.path)).id) if inside else origin

@@ -1,0 +1,81 @@
+"""`attncli nan-check MODEL`."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from attncli.cli.model_options import Dtype, ModelArgument, Reporting, Running, flattened, run_and_report
+from attncli.errors import UsageError
+
+
+class Optimizer(str, enum.Enum):
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+    rmsprop = "rmsprop"
+    adagrad = "adagrad"
+
+
+@flattened
+def nan_check(
+    model: ModelArgument,
+    running: Running,
+    reporting: Reporting,
+    *,
+    backward: Annotated[
+        bool,
+        typer.Option(
+            "--backward", help="Also the gradients: of the model's loss, or of the sum of its outputs."
+        ),
+    ] = False,
+    steps: Annotated[
+        int, typer.Option("--steps", min=0, help="Take this many real training steps.", show_default=False)
+    ] = 0,
+    optimizer: Annotated[
+        Optimizer,
+        typer.Option(
+            "--optimizer", metavar="NAME", help="For --steps: adamw, adam, sgd, rmsprop or adagrad."
+        ),
+    ] = Optimizer.adamw,
+    lr: Annotated[float, typer.Option("--lr", min=0.0, help="For --steps: the learning rate.")] = 1e-3,
+    confirm: Annotated[
+        bool,
+        typer.Option("--confirm/--no-confirm", help="Whether each cause is proved by repeating the step."),
+    ] = True,
+    what_if: Annotated[
+        Dtype | None,
+        typer.Option("--what-if", metavar="DTYPE", help="Predict what overflows in float16, then run it."),
+    ] = None,
+    save_repro: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-repro", metavar="FILE.py", help="Write a script that repeats the operator alone."
+        ),
+    ] = None,
+) -> None:
+    """Find where a NaN or Inf was born, and prove the cause.
+
+    Every operator of the forward pass, the backward pass and the optimiser is looked at; what is bad in the
+    outputs, the loss, the gradients or the parameters is traced back to the operator, parameter, input or
+    update it came from. The step is then repeated with that one thing changed. A healthy model gives exit
+    code 0 and the room that is left.
+    """
+    if save_repro is not None and save_repro.suffix != ".py":
+        raise UsageError("--save-repro", f"{save_repro} is no Python file.", "Give a name that ends in .py.")
+    run_and_report(
+        "nan-check",
+        model,
+        running,
+        reporting,
+        backward=backward,
+        steps=steps,
+        optimizer=optimizer.value,
+        learning_rate=lr,
+        confirm=confirm,
+        what_if=what_if and what_if.value,
+        save_repro=save_repro and str(save_repro),
+    )

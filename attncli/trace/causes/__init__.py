@@ -1,0 +1,350 @@
+"""One origin → its cause: what it is called, the numbers that show it, and what helps.
+
+A row of `CAUSES` per cause, the most telling first. A row looks at the facts that were taken where the value was
+born, at what made the operands, and at the way from there to what is seen; it answers with its evidence, or not at
+all. `change` names what is altered when the step is repeated for proof.
+"""
+
+from __future__ import annotations
+
+from attncli.trace.causes.case import Case, Cause, Evidence, common, place_of
+from attncli.trace.causes.leaves import (
+    leaf,
+    optimizer,
+    optimizer_divides,
+    optimizer_moved,
+    table_row,
+    unwritten,
+    written_nan,
+)
+from attncli.trace.causes.masks import (
+    escaped_fill,
+    infinity_minus_infinity,
+    mask_cast,
+    mask_sign,
+    mask_twice,
+    masked_row,
+    masked_row_by_hand,
+    zero_times_infinity,
+)
+from attncli.trace.causes.overflow import (
+    overflow_add,
+    overflow_cast,
+    overflow_exp,
+    overflow_factor,
+    overflow_gradient,
+    overflow_product,
+    overflow_reduction,
+    overflow_scores,
+    overflow_square,
+)
+from attncli.trace.causes.singular import (
+    anything,
+    box,
+    divided_by_zero,
+    empty,
+    eps_underflow,
+    label_masked,
+    labels,
+    logarithm,
+    root,
+    singular_gradient,
+    where_trap,
+    zero_variance,
+)
+
+__all__ = ["CAUSES", "Case", "Cause", "cause_of", "place_of"]
+
+
+def cause_of(case: Case) -> tuple[Cause, Evidence]:
+    """The first row that recognises the origin; the last row recognises everything."""
+    for cause in CAUSES:
+        evidence = cause.reads(case)
+        if evidence is not None:
+            return cause, {**common(case), **evidence}
+    raise LookupError("the last cause fits everything")
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_UPCAST = "Compute this operator in float32, or keep its inputs smaller; bfloat16 has the range of float32."
+
+CAUSES: tuple[Cause, ...] = (
+    Cause(
+        "unwritten-memory",
+        unwritten,
+        says="{made} reserved memory of shape {shape} that is read before anything was written to it",
+        advice="Start from torch.zeros, or read only what was written.",
+        change="replace",
+    ),
+    Cause(
+        "bad-embedding-row",
+        table_row,
+        says=(
+            "{tensor}[{token}] is not finite, and token {token} stands at {where} ({rows} such rows in "
+            "the table)"
+        ),
+        advice="Repair or re-initialise that row; check how the table was resized or trained.",
+        change="replace",
+    ),
+    Cause(
+        "bad-leaf",
+        leaf,
+        says="the {kind_of_leaf} {tensor} holds {what} among {of} elements before anything ran{slices}",
+        advice=(
+            "The fault lies before this run: in the file, the initialisation, the data, or in memory "
+            "never written."
+        ),
+        change="replace",
+    ),
+    Cause(
+        "written-nan",
+        written_nan,
+        says="the code itself fills in NaN",
+        advice="Fill with a finite value, or with −inf where a softmax follows.",
+        change="finite",
+    ),
+    Cause(
+        "optimizer-step",
+        optimizer_moved,
+        says=(
+            "optimiser step {step} moved {tensor} from {before:.3g} to {after:.3g} (largest magnitude); "
+            "what overflows later is its echo"
+        ),
+        advice="Lower the learning rate, warm it up, or clip gradients before the step.",
+        change="hold",
+    ),
+    Cause(
+        "optimizer-eps",
+        optimizer_divides,
+        says="optimiser step {step} divides by 0: the second moment and eps are 0 in this dtype",
+        advice="Use an eps that the dtype holds, or keep optimiser states in float32.",
+        change="finite",
+    ),
+    Cause(
+        "optimizer-overflow",
+        optimizer,
+        says="optimiser step {step} overflows on finite gradients",
+        advice="Keep optimiser states in float32; lower the learning rate.",
+        change="widen",
+    ),
+    Cause(
+        "masked-row",
+        masked_row,
+        says=(
+            "{row} may attend to 0 of {keys} keys: every score is −inf, and the softmax of nothing is "
+            "NaN ({rows} of {of_rows} rows){made_by}"
+        ),
+        advice=(
+            "Let every query see at least one key (itself), fill with a finite minimum, or zero such "
+            "rows after the softmax with where."
+        ),
+        change="unmask",
+    ),
+    Cause(
+        "masked-row",
+        masked_row_by_hand,
+        says=(
+            "{row} may attend to 0 of {keys} keys: −inf minus the row's maximum −inf is NaN ({rows} of "
+            "{of_rows} rows){made_by}"
+        ),
+        advice="Let every query see at least one key, or fill with a finite minimum.",
+        change="unmask",
+    ),
+    Cause(
+        "mask-wrong-sign",
+        mask_sign,
+        says="the scores hold +inf at {plus_inf} of {keys} keys where −inf was meant{made_by}",
+        advice="Hidden keys need −inf (or a large negative number), not +inf.",
+        change="finite",
+    ),
+    Cause(
+        "where-trap",
+        where_trap,
+        says="the branch of {op} that was not selected is not finite, and 0 times its derivative is NaN",
+        advice="Make the input of the branch harmless as well: where(c, f(where(c, x, 1)), y).",
+        change="nudge",
+    ),
+    Cause(
+        "mask-arithmetic",
+        zero_times_infinity,
+        says="0 · {infinity} is NaN in mask arithmetic",
+        advice="Use masked_fill (or where) to hide; of p · log p use torch.xlogy.",
+        change="finite",
+    ),
+    Cause(
+        "mask-arithmetic",
+        infinity_minus_infinity,
+        says="infinities of opposite signs were added: {values}",
+        advice="Combine masks as booleans, and fill once.",
+        change="finite",
+    ),
+    Cause(
+        "mask-added-twice",
+        mask_twice,
+        says=(
+            "{values[0]:.4g} + {values[1]:.4g} is beyond {dtype} ({limit:.5g}): a mask of finfo.min was "
+            "added to another"
+        ),
+        advice="Combine the masks as booleans, or take their minimum, and add once.",
+        change="widen",
+    ),
+    Cause(
+        "mask-cast",
+        mask_cast,
+        says="a mask value {value:.4g} made for {from_dtype} becomes −inf in {dtype}",
+        advice="Make the mask in the dtype of the scores: torch.finfo(scores.dtype).min.",
+        change="finite",
+    ),
+    Cause(
+        "overflow-scores",
+        overflow_scores,
+        says="q·k = {exact:,.0f} at {at}; {dtype} ends at {limit:,.0f}{scaling}",
+        advice=(
+            "Scale q by 1/√head_dim before the product, compute the scores in float32, or use a fused kernel."
+        ),
+        change="scale",
+    ),
+    Cause(
+        "overflow-gradient",
+        overflow_gradient,
+        says="the gradient {exact:.4g} in the backward of {forward_op} is beyond {dtype}",
+        advice="Lower the loss scale (a GradScaler does), clip, or compute this operator in float32.",
+        change="widen",
+    ),
+    Cause(
+        "overflow-product",
+        overflow_product,
+        says=("{of_what} reaches {exact:,.0f}; {dtype} ends at {limit:,.0f} ({overflowed} of {of} elements)"),
+        advice=_UPCAST,
+        change="widen",
+    ),
+    Cause(
+        "overflow-cast",
+        overflow_cast,
+        says="{value:.5g} in {from_dtype} is beyond {dtype} ({limit:.5g})",
+        advice=_UPCAST,
+        change="widen",
+    ),
+    Cause(
+        "overflow-exp",
+        overflow_exp,
+        says="exp({value:.4g}) is beyond {dtype}, which holds exp up to {limit:.4g}{scaling}",
+        advice=(
+            "Use torch.softmax or logsumexp, which subtract the maximum; scale the scores by 1/√head_dim."
+        ),
+        change="scale",
+    ),
+    Cause(
+        "label-ignored",
+        labels,
+        says="{labels} of {of_labels} labels are valid: the mean of nothing is NaN",
+        advice="Skip such batches, or divide the sum by max(1, count).",
+        change="finite",
+    ),
+    Cause(
+        "label-masked",
+        label_masked,
+        says="label {label} of row {row} has log-probability −inf: its logit was masked away",
+        advice="Do not mask classes that occur as labels.",
+        change="finite",
+    ),
+    Cause(
+        "empty-reduction",
+        empty,
+        says="{op} of {reduced} element(s) (correction {correction}) is undefined",
+        advice="Skip empty groups, or use correction=0 for a single sample.",
+        change="finite",
+    ),
+    Cause(
+        "eps-underflow",
+        eps_underflow,
+        says="the eps {eps:.3g} is 0 in {dtype}, whose smallest number is {smallest:.3g}",
+        advice="Use an eps that the dtype holds (1e-5 in float16), or normalise in float32.",
+        change="widen",
+    ),
+    Cause(
+        "singular-gradient",
+        singular_gradient,
+        says="the gradient of {op} is not finite here: {derivative}",
+        advice="Add an eps inside, or mask the input (not the output) where it is singular.",
+        change="nudge",
+    ),
+    Cause(
+        "zero-variance",
+        zero_variance,
+        says="a row of equal values has variance 0, and nothing keeps its division off 0",
+        advice="Add an eps before the root.",
+        change="nudge",
+    ),
+    Cause(
+        "overflow-square",
+        overflow_square,
+        says="{value:.5g} to the power {power:g} is beyond {dtype} ({limit:.5g})",
+        advice="Square in float32, as RMSNorm implementations do.",
+        change="widen",
+    ),
+    Cause(
+        "division-by-zero",
+        divided_by_zero,
+        says="{numerator:.4g} / 0{made}",
+        advice="Keep the divisor off 0: clamp it, or add an eps.",
+        change="nudge",
+    ),
+    Cause(
+        "log-of-zero",
+        logarithm,
+        says="{op} of {value:.4g}{hint}",
+        advice="Use log_softmax, logsigmoid or xlogy, or clamp before the logarithm.",
+        change="nudge",
+    ),
+    Cause(
+        "outside-domain",
+        root,
+        says="{op} of {value:.4g} is not a real number",
+        advice="Clamp the input to the function's domain.",
+        change="nudge",
+    ),
+    Cause(
+        "overflow-sum",
+        overflow_add,
+        says="{values[0]:.5g} and {values[1]:.5g}, each finite, add up beyond {dtype} ({limit:.5g})",
+        advice=_UPCAST,
+        change="widen",
+    ),
+    Cause(
+        "overflow-factor",
+        overflow_factor,
+        says="{values[0]:.4g} {sign} {values[1]:.4g} = {result:.4g} is beyond {dtype} ({limit:.5g})",
+        advice=_UPCAST,
+        change="widen",
+    ),
+    Cause(
+        "overflow-reduction",
+        overflow_reduction,
+        says=("{reduced} numbers of up to {absmax:.4g} add up to {exact:.4g}, beyond {dtype} ({limit:.5g})"),
+        advice=_UPCAST,
+        change="widen",
+    ),
+    Cause(
+        "escaped-fill",
+        escaped_fill,
+        says="−inf that was filled in to hide something got into {op}{made_by}",
+        advice="Remove the filled positions before this operator.",
+        change="finite",
+    ),
+    Cause(
+        "kernel",
+        box,
+        says="the inputs of {op} are finite, its output is not",
+        advice="Try another kernel or a newer version; report it with --save-repro.",
+        change="kernel",
+    ),
+    Cause(
+        "unexplained",
+        anything,
+        says="{op} made it from finite inputs",
+        advice="Save it with --save-repro and look at the operands.",
+        change="widen",
+    ),
+)

@@ -1,0 +1,377 @@
+"""Proof of a cause: the step is repeated with one thing changed, and the symptom is looked at again.
+
+A repetition starts from the same parameters, buffers, optimiser states and random numbers. It counts operators as
+the tape did, so that "the 214th operator" is the same one. What can be changed is a row of `CHANGES`.
+
+Widening is what a person does who upcasts: from one operator on everything made of its result is computed in
+float64 beside the model's own dtype, until it fits that dtype again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attncli.trace.causes import Case
+from attncli.trace.facts import exceeds
+from attncli.trace.nonfinite import POISONED, UNWRITTEN, tensors_of
+from attncli.trace.ops import op_of
+from attncli.trace.tape import Node, is_composite
+
+
+class Alter(NamedTuple):
+    """What is done at one operator: `before` gets its tensors, `after` its outputs. Both write in place."""
+
+    before: Callable[[list[Tensor]], None] | None = None
+    after: Callable[[list[Tensor]], None] | None = None
+    widen: bool = False
+
+
+@dataclass
+class Change:
+    """All that is altered in one repetition. `words`: what a reader is told was done."""
+
+    words: str
+    alters: dict[int, Alter] = field(default_factory=dict)
+    around: Callable[[], Any] | None = None
+    held: tuple[str, int] | None = None
+
+
+class Captured(NamedTuple):
+    """One operator and copies of what it was given."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class Replay(TorchDispatchMode):
+    """Runs a step again, altered. `wide`: values in float64 of tensors whose own dtype could not hold them."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, alters: Mapping[int, Alter], capture: int = -1) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alters = alters
+        self.captured: Captured | None = None
+        self._capture = capture
+        self.operators = 0
+        self._wide: dict[Any, tuple[StorageWeakRef, Tensor]] = {}
+        self._restored: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        if self.operators == self._capture:
+            self.captured = Captured(func, _copied(tuple(args)), {k: _copied(v) for k, v in kwargs.items()})
+        alter = self.alters.get(self.operators)
+        self.operators += 1
+        if alter is not None and alter.before is not None:
+            self._alter(alter.before, tensors_of(args, kwargs))
+        widen = bool(self._wide) or (alter is not None and alter.widen)
+        before = (
+            self._widened(func, args, kwargs, forced=alter is not None and alter.widen) if widen else None
+        )
+        result = func(*args, **kwargs)
+        outputs = [t for t in _flat(result) if isinstance(t, Tensor)]
+        if op_of(func).name in UNWRITTEN:
+            for output in outputs:
+                if output.dtype in POISONED and output.device.type != "meta":
+                    output.data.fill_(float("nan"))
+        if before is not None:
+            self._settle(outputs, [t for t in _flat(before) if isinstance(t, Tensor)])
+        elif widen:
+            for output in outputs:
+                self._wide.pop(_key(output), None)
+        if alter is not None and alter.after is not None:
+            with torch.no_grad():
+                alter.after(outputs)
+        return result
+
+    def value(self, tensor: Tensor) -> Tensor:
+        """A tensor as the repetition has it: in float64 where its own dtype could not hold it."""
+        found = self._wide.get(_key(tensor))
+        return found[1] if found is not None else tensor
+
+    def restore(self) -> None:
+        """Puts back what was altered in tensors that outlive the repetition."""
+        with torch.no_grad():
+            for tensor, value in self._restored:
+                tensor.copy_(value)
+
+    def _alter(self, before: Callable[[list[Tensor]], None], tensors: list[Tensor]) -> None:
+        # By `.data`, which leaves autograd's version counters alone.
+        with torch.no_grad():
+            self._restored += [(t.data, t.data.clone()) for t in tensors if t.is_floating_point()]
+            before([t.data for t in tensors])
+
+    def _widened(self, func: Any, args: Any, kwargs: Any, forced: bool) -> Any:
+        """The operator on float64 values; None where nothing wide goes in, or where it cannot take them."""
+        tensors = [t for t in tensors_of(args, kwargs) if t.is_floating_point()]
+        if not forced and not any(_key(t) in self._wide for t in tensors):
+            return None
+
+        def wide(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point():
+                found = self._wide.get(_key(value))
+                return found[1].clone() if found is not None else value.detach().to(torch.float64)
+            if isinstance(value, (list, tuple)):
+                return type(value)(map(wide, value))
+            return torch.float64 if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+        try:
+            with torch.no_grad():
+                return func(*wide(tuple(args)), **{name: wide(value) for name, value in kwargs.items()})
+        except (RuntimeError, NotImplementedError, TypeError):
+            return None
+
+    def _settle(self, outputs: Sequence[Tensor], wide: Sequence[Tensor]) -> None:
+        """Takes what fits the model's dtype back into it, and keeps beside it what does not."""
+        with torch.no_grad():
+            for output, value in zip(outputs, wide, strict=False):
+                if not output.is_floating_point() or value.shape != output.shape:
+                    continue
+                fitting = value.to(output.dtype)
+                key = _key(output)
+                if bool(torch.isfinite(value).all()) and not bool(torch.isfinite(fitting).all()):
+                    self._wide[key] = (StorageWeakRef(output.untyped_storage()), value)
+                else:
+                    self._wide.pop(key, None)
+                output.data.copy_(fitting)
+
+
+# --- what can be changed ------------------------------------------------------------------------------
+
+
+def change_of(case: Case, name: str) -> Change:
+    return CHANGES[name](case)
+
+
+def _finite(case: Case) -> Change:
+    return Change(f"with 0 in place of what {case.name} made", {case.origin.at: Alter(after=_cleaned)})
+
+
+def _replace(case: Case) -> Change:
+    origin = case.origin
+    what = origin.name or "what was never written"
+    if origin.role == "unwritten":
+        return Change("with zeros in the reserved memory", {origin.at: Alter(after=_cleaned)})
+    return Change(
+        f"with 0 in place of the bad elements of {what}",
+        {origin.at: Alter(before=lambda tensors: _cleaned([tensors[origin.position]]))},
+    )
+
+
+def _widen(case: Case) -> Change:
+    here = case.origin.node
+    alters = {case.origin.at: Alter(widen=True)}
+    # An eps that underflowed was lost before this operator.
+    for node in _chain(here, 4):
+        if node.operands and node.op.kind in ("sum", "factor", "same", "other", "clamp", "norm", "total"):
+            alters[node.at] = Alter(widen=True)
+    if case.backward:
+        alters = {case.origin.at: Alter(widen=True)}
+    return Change(f"with {case.name} and what follows in float64 until it fits {case.dtype} again", alters)
+
+
+def _unmask(case: Case) -> Change:
+    def open_rows(tensors: list[Tensor]) -> None:
+        scores = tensors[0]
+        axis = case.facts.get("axis", -1)
+        empty = torch.isneginf(scores).all(axis, keepdim=True)
+        scores.masked_fill_(empty, 0.0)
+
+    if "axis" not in case.facts:
+        return _finite(case)
+    return Change(
+        "with the rows that see nothing open to all keys", {case.origin.at: Alter(before=open_rows)}
+    )
+
+
+def _scale(case: Case) -> Change:
+    scores = case.scores
+    fits = not exceeds(case.facts.get("exact", 0.0) * (scores.expected if scores else 1.0), case.dtype)
+    if scores is None or scores.scale is None or not scores.unscaled or not fits:
+        return _widen(case)
+    factor = scores.expected / scores.scale
+
+    def scaled(tensors: list[Tensor]) -> None:
+        tensors[-2].mul_(factor)
+
+    return Change(
+        f"with the scores scaled by {scores.expected:.4g} instead of {scores.scale:.4g}",
+        {scores.product.at: Alter(before=scaled)},
+    )
+
+
+def _nudge(case: Case) -> Change:
+    """Moves operands off the point where a function or its derivative is not finite."""
+    origin = case.origin
+    forward = origin.forward if case.backward else None
+    op = forward.op if forward is not None else case.name
+    at = forward.at if forward is not None else origin.at
+    denominator = op in ("div", "true_divide")
+    if denominator and forward is None and len(case.values) < 2:
+        return _finite(case)  # the divisor is a number in the code
+
+    def moved(tensors: list[Tensor]) -> None:
+        floats = [t for t in tensors if t.is_floating_point()]
+        target = floats[1] if denominator and len(floats) > 1 else floats[0]
+        bad = (target == 0) | ~torch.isfinite(target)
+        if op in _POSITIVE:
+            bad = bad | (target < 0)
+        if op in ("exp", "exp2", "expm1", "sinh", "cosh"):
+            bad = bad | ~torch.isfinite(target.exp())
+        if op in ("acos", "asin", "atanh"):
+            bad = bad | (target.abs() >= 1)
+        benign = 0.5
+        if op in ("std", "var", "std_mean"):
+            target.add_(
+                torch.linspace(0, 1, target.numel(), device=target.device, dtype=target.dtype).view_as(target)
+            )
+            return
+        target.masked_fill_(bad, benign)
+
+    return Change(f"with the input of {op} moved off the singular point", {at: Alter(before=moved)})
+
+
+def _hold(case: Case) -> Change:
+    moved = max(case.book.moved.items(), key=lambda item: item[1][1] / max(item[1][0], 1e-30))
+    name, (_, _, step) = moved
+    return Change(f"with the parameters as they were before optimiser step {step}", {}, held=(name, step))
+
+
+def _kernel(case: Case) -> Change:
+    def math_only() -> Any:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        return sdpa_kernel(SDPBackend.MATH)
+
+    if case.origin.op.kind == "fused" or "attention" in case.name:
+        return Change("with the math kernel in place of the fused one", around=math_only)
+    return _finite(case)
+
+
+def _cleaned(tensors: list[Tensor]) -> None:
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.data.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def _chain(node: Node, most: int) -> Iterator[Node]:
+    """The operators that made the operands, a few steps back along the first of them."""
+    for _ in range(most):
+        inner = [ref.node for ref in node.operands if ref.node.operands]
+        if not inner:
+            return
+        node = inner[-1] if node.op.name in ("div", "true_divide") else inner[0]
+        yield node
+
+
+# --- repeating ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held_back(model: Any, change: Change) -> Iterator[None]:
+    """Undoes one optimiser step on all parameters."""
+    from torch.optim.optimizer import (
+        register_optimizer_step_post_hook,
+        register_optimizer_step_pre_hook,
+    )
+
+    if change.held is None:
+        yield
+        return
+    _, step = change.held
+    taken = 0
+    before: list[tuple[Tensor, Tensor]] = []
+
+    def begins(optimizer: Any, args: Any, kwargs: Any) -> None:
+        before.clear()
+        if taken + 1 >= step:
+            before.extend(
+                (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
+            )
+
+    def ends(optimizer: Any, args: Any, kwargs: Any) -> None:
+        nonlocal taken
+        taken += 1
+        for parameter, value in before:
+            parameter.data.copy_(value)
+
+    with ExitStack() as stack:
+        for handle in (register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)):
+            stack.callback(handle.remove)
+        yield
+
+
+def combined(changes: Sequence[Change]) -> Change:
+    """Several changes in one repetition; what two of them do at one operator is done by both."""
+    alters: dict[int, Alter] = {}
+    for change in changes:
+        for at, alter in change.alters.items():
+            alters[at] = _both(alters[at], alter) if at in alters else alter
+    around = next((change.around for change in changes if change.around is not None), None)
+    held = next((change.held for change in changes if change.held is not None), None)
+    return Change("; ".join(change.words for change in changes), alters, around, held)
+
+
+def _both(first: Alter, second: Alter) -> Alter:
+    def chained(one: Any, other: Any) -> Any:
+        if one is None or other is None:
+            return one or other
+
+        def run(tensors: list[Tensor]) -> None:
+            one(tensors)
+            other(tensors)
+
+        return run
+
+    return Alter(
+        chained(first.before, second.before), chained(first.after, second.after), first.widen or second.widen
+    )
+
+
+def _key(tensor: Tensor) -> Any:
+    storage = tensor.untyped_storage()
+    return storage._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+CHANGES: dict[str, Callable[[Case], Change]] = {
+    "finite": _finite,
+    "replace": _replace,
+    "widen": _widen,
+    "unmask": _unmask,
+    "scale": _scale,
+    "nudge": _nudge,
+    "hold": _hold,
+    "kernel": _kernel,
+}
+_POSITIVE = frozenset(("sqrt", "rsqrt", "log", "log2", "log10", "pow"))

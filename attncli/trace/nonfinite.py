@@ -1,0 +1,623 @@
+"""Where values stopped being finite: births, and what carried them to what can be seen.
+
+A listener of the tape. Every floating output is looked at once (its smallest and largest element); only what is
+not finite gets a record. Each NaN and each sign of Inf in a tensor has a `Trail`: whether the code put it there on
+purpose, and which origins it came from. An origin is a birth (finite in, not finite out), a fill (a literal −Inf,
+a mask), a leaf (a parameter, a buffer, an input that was bad already) or memory that nobody had written. What is
+clean again has no trail, so nothing is blamed for values that were cleaned away.
+
+Forward, backward and optimiser are one graph: every operator passes the tape, whoever called it. An operator of
+the backward pass is paired, by autograd's sequence number, with the forward operator whose gradient it computes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from attncli.trace.elements import at_once, fine_elements, kinds_of
+from attncli.trace.facts import Given, facts_of
+from attncli.trace.ops import Op
+from attncli.trace.rewind import Rewind
+from attncli.trace.tape import ALIAS, LEAF, Node, Ran, Ref, Tape
+
+Role = Literal["birth", "fill", "leaf", "unwritten"]
+
+
+class Trail(NamedTuple):
+    """One kind of bad value ("nan", "+inf", "-inf") in one tensor: whether it was meant to be, and whence it came."""
+
+    intended: bool
+    origins: tuple[int, ...]
+
+
+Bad = dict[str, Trail]
+
+
+class Place(NamedTuple):
+    """A line of the user's code."""
+
+    code: CodeType
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.code.co_filename}:{self.line}"
+
+
+class Forward(NamedTuple):
+    """A forward operator that autograd knows. `at`: how many operators had run before it."""
+
+    op: str
+    module: str
+    place: Place | None
+    at: int
+    node: Node
+
+
+@dataclass(slots=True, eq=False)
+class Origin:
+    """Where bad values began. `facts`: numbers taken at the spot. `at`: how many operators had run before.
+
+    `forward`: the operator whose gradient was being computed. `masks`: origins of intended values that took
+    part. `absorbed`: operators that made finite numbers of it by arithmetic; `hidden`: those that chose other
+    values instead. `step`: how many optimiser steps had been taken. Of a leaf, `at` and `position` are the operator
+    and the operand where it was met first.
+    """
+
+    number: int
+    role: Role
+    kinds: tuple[str, ...]
+    phase: str
+    op: Op
+    node: Node
+    at: int
+    module: str
+    place: Place | None
+    dtype: torch.dtype
+    forward: Forward | None = None
+    name: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    masks: tuple[int, ...] = ()
+    absorbed: list[Node] = field(default_factory=list)
+    hidden: list[Node] = field(default_factory=list)
+    step: int = 0
+    position: int = 0
+
+
+class Operand(NamedTuple):
+    ref: Ref
+    value: Tensor
+    bad: Bad
+
+
+@dataclass(slots=True)
+class Nonfinite:
+    """The listener. `leaf_names`: (phase, name) of a parameter, buffer or input by the serial of its node.
+
+    `largest`: by dtype the largest finite magnitude that any operator made, and the node that did.
+    """
+
+    rewind: Rewind = field(default_factory=Rewind)
+    origins: list[Origin] = field(default_factory=list)
+    states: dict[int, Bad] = field(default_factory=dict)
+    largest: dict[torch.dtype, tuple[float, Node]] = field(default_factory=dict)
+    # Operators whose largest magnitude is beyond `limit`.
+    limit: float = float("inf")
+    beyond: list[tuple[Node, float]] = field(default_factory=list)
+    unread: int = 0
+    phases: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0, "optimizer": 0})
+    optimizer_steps: int = 0
+    in_optimizer: int = 0
+    on_operator: Callable[[int], None] | None = None
+    # Which phase a name on the tape belongs to: "parameter", "buffer".
+    named: Mapping[str, str] = field(default_factory=dict)
+    # Large parameters that an optimiser moved: name → (largest magnitude before, after, the step).
+    moved: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    # For each update of a loss scaler, whether it saw bad gradients.
+    skipped: list[bool] = field(default_factory=list)
+    # The newest value that is bad and was not meant to be.
+    last: Node | None = None
+    # Whether the step itself ran a backward pass.
+    own_backward: bool = False
+    _seen: set[int] = field(default_factory=set)
+    _absmax: dict[str, float] = field(default_factory=dict)
+    _forwards: dict[int, Forward] = field(default_factory=dict)
+    _sequence: int = 0
+    _before: dict[int, Tensor] = field(default_factory=dict)
+
+    # --- what the tape asks ---------------------------------------------------------------------------
+
+    def hears(self, op: Op) -> bool:
+        return True
+
+    def holds(self, op: Op, operands: tuple[Ref, ...]) -> tuple[bool, ...]:
+        return ()
+
+    def dropout_module(self, node: Node, probability: float) -> None:
+        """Where dropout stands is of no interest here."""
+
+    def enters(self, tape: Tape, op: Op, operands: tuple[Ref, ...], run: Ran) -> None:
+        self._before.clear()
+        tensors = tensors_of(run.args, run.kwargs)
+        for position, (ref, tensor) in enumerate(zip(operands, tensors, strict=True)):
+            node = ref.node
+            if node.op is LEAF and node.serial not in self._seen:
+                self._leaf(tape, node, tensor, position)
+            elif node.op is ALIAS and node.serial not in self._seen:
+                self._alias(node, tensor)
+        if op.writes:
+            for target in tensors_of([run.args[at] for at in op.writes if at < len(run.args)], {}):
+                self.rewind.save(target)
+                if target.is_floating_point():
+                    self._before[id(target)] = target.detach().clone()
+
+    def ran(self, tape: Tape, op: Op, nodes: tuple[Node, ...], run: Ran) -> None:
+        phase = self._phase(tape, op, nodes[0])
+        self.phases[phase] += 1
+        if self.on_operator is not None and tape.operators % 100 == 0:
+            self.on_operator(tape.operators)
+        if op.name == "_amp_foreach_non_finite_check_and_unscale":
+            self.skipped.append(bool(run.args[1].item()))
+            return
+        if op.name in UNWRITTEN:
+            self._unwritten(tape, op, nodes, run, phase)
+            return
+        states = self.states
+        bad = bool(states) and any(ref.node.serial in states for ref in nodes[0].operands)
+        if not bad and is_view(run.func):
+            return
+        tensors: list[Tensor] | None = None
+        groups: list[list[int]] | None = None
+        for number, (node, output) in enumerate(zip(nodes, run.outputs, strict=True)):
+            if not _is_readable(output):
+                continue
+            low, high = self._look(output)
+            if is_finite(low) and is_finite(high):
+                largest = max(-low, high)
+                if largest > self.largest.get(node.dtype, _NOTHING)[0]:
+                    self.largest[node.dtype] = (largest, node)
+                if largest > self.limit and len(self.beyond) < _MOST_EXAMINED:
+                    self.beyond.append((node, largest))
+                if not bad:
+                    continue
+            if tensors is None:
+                tensors = tensors_of(run.args, run.kwargs)
+                groups = grouped(op, run.args, len(run.outputs))
+            chosen = groups[number] if groups is not None else range(len(tensors))
+            given = [
+                Operand(
+                    node.operands[at],
+                    self._before.get(id(tensors[at]), tensors[at]),
+                    states.get(node.operands[at].node.serial, {}),
+                )
+                for at in chosen
+            ]
+            if is_finite(low) and is_finite(high):
+                self._absorbed(op, node, given)
+            else:
+                self._judge(tape, op, node, output, given, run, phase)
+
+    # --- one operator ---------------------------------------------------------------------------------
+
+    def _judge(
+        self,
+        tape: Tape,
+        op: Op,
+        node: Node,
+        output: Tensor,
+        given: Sequence[Operand],
+        run: Ran,
+        phase: str,
+    ) -> None:
+        """Says of each kind of bad value in an output whether it was born here, filled in, or came along."""
+        literals = literals_of(run.args, run.kwargs)
+        bad: Bad = {}
+        fine: dict[bool, Tensor | None] = {}
+        born: list[str] = []
+        for kind in kinds_of(output):
+            sources = self._sources(op, kind, given)
+            written = kind in literals or (kind != "nan" and bool(literals - {"nan"}))
+            if written and op.kind in _FILLS:
+                number = self._origin("fill", (kind,), phase, op, node, tape).number
+                bad[kind] = Trail(kind != "nan", (number,))
+                continue
+            if sources:
+                # What was filled in on purpose explains an Inf, but no NaN.
+                strict = kind != "nan"
+                if strict not in fine:
+                    fine[strict] = fine_elements(
+                        op,
+                        [(one.value, () if strict else _intended_signs(one.bad)) for one in given],
+                        run,
+                        output,
+                    )
+                here, known = _of_kind(output, kind), fine[strict]
+                mine = known & here if known is not None else None
+                if mine is None or not bool(mine.any()):
+                    bad[kind] = _joined(sources)
+                    continue
+                born.append(kind)
+                rest = bool((here & ~mine).any())
+                bad[kind] = _joined(sources) if rest else Trail(False, ())
+            else:
+                born.append(kind)
+                bad[kind] = Trail(False, ())
+        if born:
+            origin = self._origin("birth", tuple(born), phase, op, node, tape)
+            origin.masks = tuple(
+                dict.fromkeys(
+                    number
+                    for one in given
+                    for trail in one.bad.values()
+                    if trail.intended
+                    for number in trail.origins
+                )
+            )
+            if len(self.origins) < _MOST_EXAMINED:
+                where, known = _of_kind(output, born[0]), fine.get(born[0] != "nan")
+                if known is not None and bool((where & known).any()):
+                    where = where & known
+                origin.facts = facts_of(op, [Given(one.ref, one.value) for one in given], run, output, where)
+            for kind in born:
+                trail = bad[kind]
+                bad[kind] = Trail(False, (*trail.origins, origin.number))
+        self.states[node.serial] = bad
+        if not all(trail.intended for trail in bad.values()):
+            self.last = node
+        if op.kind == "lookup":
+            self._looked_up(node, given, bad)
+
+    def _sources(self, op: Op, kind: str, given: Sequence[Operand]) -> list[tuple[Node, Trail]]:
+        """The trails of the operands that explain this kind of value in the output."""
+        found = [(one.ref.node, name, trail) for one in given for name, trail in one.bad.items()]
+        if kind == "nan":
+            # An intended −Inf explains no NaN: a row of nothing else, 0·Inf and Inf − Inf are births.
+            return [(node, trail) for node, _, trail in found if not trail.intended]
+        same = [(node, trail) for node, name, trail in found if name == kind]
+        other = [(node, trail) for node, name, trail in found if name != kind]
+        sources = same or [pair for pair in other if not pair[1].intended] or other
+        if sources and all(trail.intended for _, trail in sources) and not keeps_fills(op, given):
+            # What was filled in to hide something has got into a sum.
+            return [
+                (node, trail._replace(intended=False))
+                for node, trail in sources
+                if any(self.origins[number].role == "leaf" for number in trail.origins)
+            ]
+        return sources
+
+    def _absorbed(self, op: Op, node: Node, given: Sequence[Operand]) -> None:
+        selects = op.kind in _SELECTS or op.name in _SELECTING
+        for one in given:
+            for trail in one.bad.values():
+                for number in () if trail.intended else trail.origins:
+                    origin = self.origins[number]
+                    found = origin.hidden if selects else origin.absorbed
+                    if origin.role == "birth" and len(found) < _MOST_KEPT:
+                        found.append(node)
+
+    def _origin(
+        self, role: Role, kinds: tuple[str, ...], phase: str, op: Op, node: Node, tape: Tape
+    ) -> Origin:
+        forward = self._forward() if phase == "backward" else None
+        origin = Origin(
+            number=len(self.origins),
+            role=role,
+            kinds=kinds,
+            phase=phase,
+            op=op,
+            node=node,
+            at=node.at,
+            module=forward.module if forward is not None else node.module,
+            place=forward.place if forward is not None else user_place(),
+            dtype=node.dtype,
+            forward=forward,
+            step=self.optimizer_steps,
+        )
+        self.origins.append(origin)
+        return origin
+
+    def _unwritten(self, tape: Tape, op: Op, nodes: tuple[Node, ...], run: Ran, phase: str) -> None:
+        """Memory that was only reserved is filled with NaN, so that whoever reads it before writing shows up."""
+        for node, output in zip(nodes, run.outputs, strict=True):
+            if not (_is_readable(output) and output.dtype in POISONED):
+                continue
+            output.fill_(float("nan"))
+            origin = self._origin("unwritten", ("nan",), phase, op, node, tape)
+            self.states[node.serial] = {"nan": Trail(False, (origin.number,))}
+
+    # --- leaves ---------------------------------------------------------------------------------------
+
+    def _leaf(self, tape: Tape, node: Node, tensor: Tensor, position: int = 0) -> None:
+        """Looks at a tensor that no operator of this run made."""
+        self._seen.add(node.serial)
+        self.rewind.existed(tensor)
+        if not _is_readable(tensor):
+            return
+        low, high = self._look(tensor)
+        name = node.parameter
+        if name is not None:
+            self._absmax.setdefault(name, max(abs(low), abs(high)))
+        if is_finite(low) and is_finite(high):
+            return
+        inputs = tape.names_of(node.sources)
+        phase = self.named.get(name, "parameter") if name else "input"
+        kinds = kinds_of(tensor)
+        origin = self._origin("leaf", kinds, phase, LEAF, node, tape)
+        origin.at, origin.position = tape.operators, position
+        origin.name = name or (inputs[0].removeprefix("input ") if inputs else None)
+        origin.facts = facts_of(LEAF, [], None, tensor, ~torch.isfinite(tensor))
+        # −Inf in what is no parameter is a mask, or the logarithm of silence; what comes of it will show.
+        self.states[node.serial] = {
+            kind: Trail(_is_meant(kind, phase, bool(name or inputs)), (origin.number,)) for kind in kinds
+        }
+
+    def _alias(self, node: Node, tensor: Tensor) -> None:
+        """Looks at a view that nobody saw being made, where what lies under it is not clean."""
+        self._seen.add(node.serial)
+        under = node.operands[0].node
+        found: Bad = {}
+        waiting: list[Node] = [under]
+        met: set[int] = set()
+        while waiting and len(met) < _MOST_KEPT:
+            one = waiting.pop()
+            if one.serial in met:
+                continue
+            met.add(one.serial)
+            for kind, trail in self.states.get(one.serial, {}).items():
+                found.setdefault(kind, trail)
+            if one.op is ALIAS or one.op.writes:
+                waiting += [ref.node for ref in one.operands]
+        if not found or not _is_readable(tensor):
+            return
+        kept = {kind: found.get(kind, next(iter(found.values()))) for kind in kinds_of(tensor)}
+        if kept:
+            self.states[node.serial] = kept
+
+    def _looked_up(self, node: Node, given: Sequence[Operand], bad: Bad) -> None:
+        """Which rows of a table were asked for, and where: kept with the table's origin."""
+        table = given[0]
+        if len(given) < 2 or not table.bad:
+            return
+        indices = given[1].value
+        rows = ~torch.isfinite(table.value).flatten(1).all(-1)
+        hits = rows[indices.clamp(0, len(rows) - 1)]
+        if not bool(hits.any()):
+            return
+        first = hits.nonzero()[0].tolist()
+        facts = {
+            "token": int(indices[tuple(first)]),
+            "at": first,
+            "hits": int(hits.sum()),
+            "rows": int(rows.sum()),
+        }
+        for trail in bad.values():
+            for number in trail.origins:
+                if self.origins[number].role == "leaf":
+                    self.origins[number].facts.setdefault("lookup", facts)
+
+    # --- phases ---------------------------------------------------------------------------------------
+
+    def _phase(self, tape: Tape, op: Op, node: Node) -> str:
+        if torch._C._current_autograd_node() is not None:
+            return "backward"
+        sequence = torch._C._autograd._get_sequence_nr()
+        if sequence != self._sequence:
+            forward = Forward(op.name, node.module, user_place(), tape.operators - 1, node)
+            for number in range(max(self._sequence, sequence - _MOST_KEPT), sequence):
+                self._forwards[number] = forward
+            self._sequence = sequence
+        return "optimizer" if self.in_optimizer else "forward"
+
+    def _forward(self) -> Forward | None:
+        node = torch._C._current_autograd_node()
+        return self._forwards.get(node._sequence_nr()) if node is not None else None
+
+    def _look(self, tensor: Tensor) -> tuple[float, float]:
+        """Smallest and largest element; NaN where there is one; (0, 0) of a dtype that cannot be compared."""
+        try:
+            return at_once(tensor)
+        except (NotImplementedError, RuntimeError):
+            self.unread += 1
+            return 0.0, 0.0
+
+    # --- optimisers -----------------------------------------------------------------------------------
+
+    def optimizer_begins(self, optimizer: Any) -> None:
+        self.in_optimizer += 1
+        self.rewind.save_optimizer(optimizer)
+
+    def optimizer_ends(self, tape: Tape, optimizer: Any) -> None:
+        self.in_optimizer -= 1
+        self.optimizer_steps += 1
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                node = tape.node(parameter)
+                name = tape.name_of(parameter)
+                if name is None or not _is_readable(parameter):
+                    continue
+                low, high = self._look(parameter.detach())
+                after, before = max(abs(low), abs(high)), self._absmax.get(name, 0.0)
+                if is_finite(after) and after > _MOVED * max(before, 1e-3) and name not in self.moved:
+                    self.moved[name] = (before, after, self.optimizer_steps)
+                self._absmax[name] = after
+                del node
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+def visible(
+    tape: Tape, book: Nonfinite, named: Sequence[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor, str, Trail | None]]:
+    """Of what can be seen after a run: (name, tensor, kind, trail) of all that is bad and was not meant to be.
+
+    `trail` None: the value was made where no tape could look.
+    """
+    for name, tensor in named:
+        if not _is_readable(tensor):
+            continue
+        kinds = kinds_of(tensor)
+        if not kinds:
+            continue
+        node = tape.node(tensor)
+        if node.serial not in book.states:
+            book._leaf(tape, node, tensor) if node.op is LEAF else book._alias(node, tensor)
+        state = book.states.get(node.serial, {})
+        for kind in kinds:
+            trail = state.get(kind) or next(iter(state.values()), None)
+            if trail is None or not trail.intended:
+                yield name, tensor, kind, trail
+
+
+def way(book: Nonfinite, origin: Origin, node: Node) -> list[Node]:
+    """The nodes from an origin to `node`, the origin's own first; views that nobody saw made are left out."""
+    found: list[Node] = []
+    here: Node | None = node
+    for _ in range(_LONGEST_WAY):
+        if here is None:
+            break
+        if here.op not in (LEAF, ALIAS):
+            found.append(here)
+        if here is origin.node:
+            break
+        here = next((ref.node for ref in here.operands if _came_from(book, origin, ref.node)), None)
+    return found[::-1]
+
+
+def _came_from(book: Nonfinite, origin: Origin, node: Node) -> bool:
+    return any(origin.number in trail.origins for trail in book.states.get(node.serial, {}).values())
+
+
+def user_place() -> Place | None:
+    """The innermost line of code that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] not in ("torch", "attncli"):
+            if frame.f_code.co_filename.startswith("<eval_with_key>"):
+                return None
+            return Place(frame.f_code, frame.f_lineno)
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None
+
+
+def is_view(func: Any) -> bool:
+    return bool(getattr(func, "is_view", False))
+
+
+def is_finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments, in the order of the operands on the tape."""
+    return [value for value in _flat((args, tuple(kwargs.values()))) if isinstance(value, Tensor)]
+
+
+def literals_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """The kinds of bad values that the code wrote out as numbers."""
+    found = set()
+    for value in _flat((args, tuple(kwargs.values()))):
+        if isinstance(value, float) and not is_finite(value):
+            found.add("nan" if value != value else "+inf" if value > 0 else "-inf")
+    return found
+
+
+def grouped(op: Op, args: Sequence[Any], outputs: int) -> list[list[int]] | None:
+    """For an operator on lists, which tensor operands belong to each output; None for any other operator."""
+    if not op.name.startswith(("_foreach", "_fused")):
+        return None
+    groups: list[list[int]] = [[] for _ in range(outputs)]
+    position = 0
+    for value in args:
+        tensors = [one for one in _flat(value) if isinstance(one, Tensor)]
+        several = isinstance(value, (list, tuple)) and len(tensors) > 1
+        for number, _ in enumerate(tensors):
+            for output in [number % outputs] if several else range(outputs):
+                groups[output].append(position)
+            position += 1
+    return groups
+
+
+def keeps_fills(op: Op, given: Sequence[Operand]) -> bool:
+    """Whether −Inf that was filled in to hide something still hides it after this operator."""
+    if op.product:
+        # A mask may be what the product is added to; as a factor it gets into sums.
+        return len(given) == 3 and not given[1].bad and not given[2].bad
+    return op.kind in _KEEP_FILLS or op.name in _KEEPING_FILLS
+
+
+def _joined(sources: Sequence[tuple[Node, Trail]]) -> Trail:
+    unintended = [pair for pair in sources if not pair[1].intended]
+    chosen = unintended or sources
+    origins = tuple(dict.fromkeys(number for _, trail in chosen for number in trail.origins))
+    return Trail(not unintended, origins[:_MOST_KEPT])
+
+
+def _is_meant(kind: str, phase: str, known: bool) -> bool:
+    """Whether a leaf's Inf is a mask or the like: −Inf in what is no parameter, any Inf in a constant of the code."""
+    if kind == "nan":
+        return False
+    return not known or (kind == "-inf" and phase != "parameter")
+
+
+def _intended_signs(bad: Bad) -> tuple[str, ...]:
+    return tuple(kind for kind, trail in bad.items() if trail.intended)
+
+
+def _of_kind(tensor: Tensor, kind: str) -> Tensor:
+    if kind == "nan":
+        return torch.isnan(tensor)
+    return torch.isposinf(tensor) if kind == "+inf" else torch.isneginf(tensor)
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 0 and tensor.device.type != "meta"
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_NOTHING = (0.0, None)
+_MOST_KEPT = 16
+_MOST_EXAMINED = 2000
+_LONGEST_WAY = 4096
+# A parameter that grew by more than this in one optimiser step was thrown, not trained.
+_MOVED = 1e3
+
+POISONED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+UNWRITTEN = frozenset(
+    ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
+)
+# Operators whose literal ±Inf is something the author wrote down.
+_FILLS = frozenset(("fill", "factor", "sum", "other", "like", "pad", "clamp"))
+# Operators that choose among values: what they do not choose harms nothing.
+_SELECTS = frozenset(
+    ("fill", "clamp", "slice", "lookup", "reshape", "permute", "expand", "same", "random", "like")
+)
+_SELECTING = frozenset(
+    ("topk", "sort", "max", "min", "amax", "amin", "copy", "fill", "zero", "masked_select", "isnan")
+)
+_KEEP_FILLS = frozenset(
+    "fill clamp slice reshape permute expand same join pad repeat factor sum negative softmax exponential sigmoid cap "
+    "relu lookup fused".split()
+) | {"log softmax"}
+_KEEPING_FILLS = frozenset(
+    "max min amax amin aminmax topk sort logsumexp logaddexp _softmax_backward_data fill zero scatter "
+    "log_sigmoid_forward softplus cummax where sgn abs square pow".split()
+)
