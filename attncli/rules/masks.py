@@ -101,7 +101,13 @@ def mask_adds(seen: Measured) -> float | None:
     scores, dots = seen.values("score_max"), seen.values("dot_absmax")
     if call.scale is None or call.soft_cap or "causal" in mask_kinds(call):
         return None
-    excess = [scores[head] - abs(call.scale) * dots[head] for head in scores if head in dots]
+    # Where the product itself overflowed, nothing need be added to make a score infinite.
+    room = seen.values(f"headroom_bits_{call.scores_dtype}")
+    excess = [
+        scores[head] - abs(call.scale) * dots[head]
+        for head in scores
+        if head in dots and (scores[head] < math.inf or room.get(head, 0.0) >= 0)
+    ]
     largest = max((value for value in excess if not math.isnan(value)), default=0.0)
     return largest if largest >= _MASKS_FROM else None
 

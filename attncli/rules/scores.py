@@ -46,8 +46,14 @@ def _not_a_number(rule: Rule, observed: Observed) -> Iterator[Finding]:
             and row.head is not None
         ):
             heads.setdefault(row.call, set()).add(row.head)
+    # Where the product overflowed, a rule of its own says why scores are NaN.
+    overflowed = {
+        seen.call.index
+        for seen in measured_calls(observed, explained=False)
+        if any(share > 1 for share in _share_of_limit(seen).values())
+    }
     first: dict[str, int] = {}
-    for index in sorted(heads):
+    for index in sorted(heads.keys() - overflowed):
         first.setdefault(calls[index].layer, index)
     for layer, index in first.items():
         call, broken_heads = calls[index], sorted(heads[index])

@@ -29,6 +29,7 @@ from attncli.trace.origins import (
     sources_of,
     user_line,
 )
+from attncli.trace.overflowed import overflows, without_infinities
 from attncli.trace.pending import (
     Pending,
     Seen,
@@ -296,7 +297,14 @@ class Attention:
             given, axis, {product.node.serial: product.axes}, likely_heads(product), product.over_features
         )
         real_keys = columns(product, layout.keys_from)
-        shown = unshifted(scores, path).movedim(axis, -1)
+        dots = largest_dots(product, layout)
+        threshold = self._masks.visible_above(path, largest_scaled(dots, path), scores.dtype)
+        mask_known, visible_above = True, threshold
+        shown = unshifted(scores, path)
+        if overflows(dots, product) and axis in (-1, scores.dim() - 1):
+            shown, mask_known = without_infinities(shown, product, path, self._masks, given.shape)
+            visible_above = -math.inf
+        shown = shown.movedim(axis, -1)
         shown = shown * unit if unit != 1.0 else shown
         weights = probs.movedim(axis, -1) if probs is not None else shown.softmax(-1)
         sinks = first_key(given, product, layout, real_keys)
@@ -304,13 +312,10 @@ class Attention:
             shown = shown.narrow(-1, sinks, real_keys)
             weights = weights.narrow(-1, sinks, real_keys)
             layout = layout._replace(keys=real_keys)
-        dots = largest_dots(product, layout)
-        reach = largest_scaled(dots, path)
-        threshold = self._masks.visible_above(path, reach, scores.dtype)
         numbers = eager_statistics(
             layout.view(shown),
             layout.view(weights),
-            visible_above=threshold,
+            visible_above=visible_above,
             recompute=sinks is None and normaliser.startswith("softmax"),
             same_tokens=kind_of(tape, product.first.node, product.second.node) != "cross",
         )
@@ -342,6 +347,7 @@ class Attention:
             subtracts_maximum,
             user_line(),
             recovered,
+            mask_known,
         )
         node.carries = (*[p for p in products(given) if p is not product][-2:], product, pending)
         self._holding(pending)

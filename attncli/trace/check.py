@@ -71,12 +71,14 @@ def score_rows(
     rows_RD = first[at].to(wide)
     columns = second[at[0]] if second.dim() == 3 else second
     expected = torch.einsum("rd,rds->rs" if columns.dim() == 3 else "rd,ds->rs", rows_RD, columns.to(wide))
+    expected, unsure = _stored(expected, product.node.dtype)
     flat = _flat(made[:-1], at)
     for step in path.steps:
         shape = step.node.shape
         there = _unflat(shape[:-1], flat)
         if step.kind == "factor" and isinstance(step.value, float):
-            expected = expected * step.value
+            expected, close = _stored(expected * step.value, step.node.dtype)
+            unsure = unsure | close
         elif step.kind == "cap":
             expected = expected.tanh()
         elif step.kind in ("sum", "shift"):
@@ -85,7 +87,7 @@ def score_rows(
             mask = step.mask.expand(shape)[there]
             expected = torch.where(mask, _rows_of(step.value, shape, there, wide), expected)
     got = scores[_unflat(tuple(scores.shape[:-1]), flat)].to(wide)
-    visible = (expected > visible_above) & (got > visible_above)
+    visible = (expected > visible_above) & (got > visible_above) & ~unsure
     difference = _largest_difference(expected.where(visible, 0), got.where(visible, 0))
     # Scores are rounded to their dtype by each step on their way.
     allowed = tolerance(product.node.dtype) * (1 + len(path.steps))
@@ -132,6 +134,15 @@ class Masks:
         tensors = (step.value for step in path.steps if step.kind == "sum")
         shapes = (added_shape(tensor, visible) for tensor in tensors if isinstance(tensor, Tensor))
         return next((shape for shape in shapes if shape is not None), None)
+
+    def hides(self, step: Step) -> float | None:
+        """The value at or below which what this step fills in or adds hides a key; None where it hides none."""
+        if step.kind == "fill":
+            return step.value if isinstance(step.value, float) and step.value <= -_MILD else None
+        if step.kind != "sum" or not isinstance(step.value, Tensor):
+            return None
+        mildest = self._additive(step)[0]
+        return -_MASKED if mildest is None else max(mildest, -_MASKED)
 
     def _fill(self, step: Step) -> float | None:
         """The value that hides a key, where this step is a mask."""
@@ -194,6 +205,14 @@ def _read_additive(tensor: Tensor) -> tuple[float | None, bool]:
     if low <= -_MASKED or (two_valued and low <= -_MILD):
         return (max(low, -3e38) if math.isfinite(low) else None), bias
     return None, bool(low != 0 or not two_valued)
+
+
+def _stored(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values as `dtype` would hold them where they overflow, and those so near to it that rounding decides."""
+    largest = torch.finfo(dtype).max
+    size = values.abs()
+    infinite = torch.full_like(values, math.inf).copysign(values)
+    return torch.where(size > largest, infinite, values), (size > 0.99 * largest) & (size < 1.01 * largest)
 
 
 def _repeatable(path: Path, product: Product, scores: Tensor) -> bool:

@@ -40,6 +40,7 @@ class Pending:
     subtracts_maximum: bool
     source: str | None
     recovered: bool = True
+    mask_known: bool = True
     claimed: bool = False
 
 
@@ -163,7 +164,7 @@ def after_softmax(weights: Node, pending: Pending) -> After:
 def mask_facts(pending: Pending, masks: check.Masks, axis: str) -> dict[str, Any]:
     if axis == "channels":
         return {"mask_kind": "none"}
-    if pending.normaliser == "other":
+    if pending.normaliser == "other" or not pending.mask_known:
         return {"mask_kind": None}  # a probability of 0 may be a mask or the normaliser's own
     numbers, kind = pending.numbers, pending.numbers.mask_kind
     if masks.has_bias(pending.path):
