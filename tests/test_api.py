@@ -166,6 +166,13 @@ def test_a_pattern_that_names_no_layer_is_an_error_with_an_example(tmp_path: Pat
         attncli.inspect(nothing, layers=["7"])
 
 
+def test_a_pattern_that_names_no_layer_is_named_where_others_do(tmp_path: Path) -> None:
+    report = attncli.inspect(llama_folder(tmp_path, layers=2), layers=["1", "decoder.*", "7", "7"])
+    assert [layer.index for layer in report.layers] == [1]
+    assert report.notes[0] == "no layer matches --layer decoder.*, 7"
+    assert not any("--layer" in note for note in attncli.inspect(tmp_path, layers=["0", "1"]).notes)
+
+
 # --- values -------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 from attncli import __version__, records
 from attncli.api.forward import measure, measure_model
 from attncli.api.nan import nan_check, nan_check_model
-from attncli.api.report import Progress, Report, environment, matching, with_findings
+from attncli.api.report import (
+    Progress,
+    Report,
+    environment,
+    fits,
+    matching,
+    with_findings,
+    without_match,
+)
 from attncli.checkpoint import open_checkpoint
 from attncli.layout import Options, attention_layers
 from attncli.records import Anomaly, Checkpoint, Layer, Measurement
@@ -66,7 +74,11 @@ def inspect(
         layers=chosen,
         measurements=measurements,
         findings=judge(observed),
-        notes=(*_notes(checkpoint, chosen), *read.notes),
+        notes=(
+            *without_match("layer", layers, lambda pattern: any(fits(layer, pattern) for layer in found)),
+            *_notes(checkpoint, chosen),
+            *read.notes,
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncli import __version__
 from attncli.api.joining import Joined, joined, memory_layers
-from attncli.api.report import Progress, Report, environment, fits
+from attncli.api.report import Progress, Report, environment, fits, without_match
 from attncli.checkpoint import open_checkpoint
 from attncli.errors import AttncliError, UsageError
 from attncli.layout import attention_layers
@@ -195,20 +195,19 @@ def _only(report: Report, patterns: Sequence[str], subject: str) -> Report:
     """The report with the layers that were asked for; an error where none was."""
     layers = {layer.id: layer for layer in report.layers}
 
-    def asked(call: Call) -> bool:
+    def asked(call: Call, pattern: str) -> bool:
         layer = layers[call.layer]
         paths = {layer.id, layer.path, call.module}
-        return any(
-            fits(layer, pattern) or any(fnmatch.fnmatchcase(path, pattern) for path in paths)
-            for pattern in patterns
-        )
+        return fits(layer, pattern) or any(fnmatch.fnmatchcase(path, pattern) for path in paths)
 
-    calls = tuple(call for call in report.calls if asked(call))
+    found = {pattern: [call for call in report.calls if asked(call, pattern)] for pattern in patterns}
+    wanted = {call.index for some in found.values() for call in some}
+    calls = tuple(call for call in report.calls if call.index in wanted)
     if not calls:
-        wanted = ", ".join(patterns)
+        named = ", ".join(patterns)
         examples = [layer.id for layer in report.layers][:1]
         hint = f"Paths look like {examples[0]}." if examples else "No attention ran at all."
-        raise UsageError(subject, f"no attention call matches --layer {wanted}.", hint)
+        raise UsageError(subject, f"no attention call matches --layer {named}.", hint)
     ids = {call.layer for call in calls}
     return replace(
         report,
@@ -216,6 +215,10 @@ def _only(report: Report, patterns: Sequence[str], subject: str) -> Report:
         calls=calls,
         measurements=tuple(row for row in report.measurements if row.layer in ids),
         findings=tuple(item for item in report.findings if item.layer is None or item.layer in ids),
+        notes=(
+            *without_match("attention call", patterns, lambda pattern: bool(found[pattern])),
+            *report.notes,
+        ),
     )
 
 

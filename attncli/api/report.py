@@ -49,6 +49,12 @@ def matching(layers: tuple[Layer, ...], patterns: Sequence[str], subject: str) -
     return kept
 
 
+def without_match(what: str, patterns: Sequence[str], matches: Callable[[str], bool]) -> tuple[str, ...]:
+    """The note about patterns of --layer that no `what` matches, where others do match; () where all do."""
+    idle = [pattern for pattern in dict.fromkeys(patterns) if not matches(pattern)]
+    return (f"no {what} matches --layer {', '.join(idle)}",) if idle else ()
+
+
 def fits(layer: Layer, pattern: str) -> bool:
     """A glob on the path, or a bare number for the layer of that index in any stack."""
     if pattern.isdecimal():
