@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+import attncli
 from attncli.api import measure_model
 from attncli.errors import UsageError
 
@@ -52,3 +54,26 @@ def test_a_pattern_without_a_match_is_named_where_others_have_one(stack: Path) -
 def test_patterns_that_all_fit_nothing_are_an_error(stack: Path) -> None:
     with pytest.raises(UsageError, match=r"no attention call matches --layer 9, x\."):
         kept(stack, "9", "x")
+
+
+def test_a_line_of_the_users_own_code_is_shown_from_the_working_directory_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").mkdir()
+    file = tmp_path / "code" / "mine.py"
+    source = "def attend(q, k, v):\n    return (q @ k.mT).softmax(-1) @ v\n"
+    file.write_text(source, encoding="utf-8")
+    names: dict[str, object] = {}
+    exec(compile(source, str(file), "exec"), names)
+    q = torch.randn(3, 1, 2, 4, 8)
+
+    def line(attend: object) -> str | None:
+        return attncli.measure(attend, *q).calls[0].source
+
+    monkeypatch.chdir(tmp_path)
+    assert line(names["attend"]) == f"{Path('code', 'mine.py')}:2"
+    monkeypatch.chdir(tmp_path / "code")
+    assert line(names["attend"]) == "mine.py:2"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert line(names["attend"]) == f"{file}:2"

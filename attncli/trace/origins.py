@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from typing import Literal
 
 from attncli.trace.tape import Node, Tape
@@ -141,18 +142,28 @@ def kv_heads_of(key: Node, heads: int, given: int | None = None) -> int:
 
 
 def user_line() -> str | None:
-    """The innermost line of code that is neither torch's nor ours."""
+    """The innermost line of code that is neither torch's nor ours; its file from the working directory on down."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.partition(".")[0] not in ("torch", "attncli"):
             file = frame.f_code.co_filename
             # The code of an exported program is generated: its lines are nobody's.
-            return None if file.startswith("<eval_with_key>") else f"{file}:{frame.f_lineno}"
+            return None if file.startswith("<eval_with_key>") else f"{_shown(file)}:{frame.f_lineno}"
         if frame.f_back is None:
             return None
         frame = frame.f_back
     return None
+
+
+def _shown(file: str) -> str:
+    """A file below the working directory relative to it, any other as it is."""
+    try:
+        here = Path.cwd()
+    except OSError:  # the directory is gone
+        return file
+    path = Path(file)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
 # --- tables -------------------------------------------------------------------------------------------
