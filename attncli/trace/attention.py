@@ -429,7 +429,9 @@ class Attention:
             "normaliser": normaliser,
             "batch": pending.layout.batch,
             "heads": pending.layout.heads,
-            "kv_heads": kv_heads_of(key.node, pending.layout.heads),
+            "kv_heads": kv_heads_of(
+                key.node, pending.layout.heads, pending.layout.heads // pending.layout.sharing
+            ),
             "queries": pending.layout.queries,
             "keys": pending.layout.keys,
             "head_dim": product.first.shape[-1],

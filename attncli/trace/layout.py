@@ -24,7 +24,8 @@ class Layout(NamedTuple):
     """How the axes of the scores are read: sizes, and the view that sets batch, heads and queries apart.
 
     `places`: (size, step) of each factor of batch, heads and queries, in this order, where a step counts elements
-    of the product's output; empty where that is not known.
+    of the product's output; empty where that is not known. `sharing`: how many heads lie on the queries' side of the
+    product, and so ask the same keys.
     """
 
     view: Callable[[Tensor], Tensor]
@@ -36,6 +37,7 @@ class Layout(NamedTuple):
     channels: bool
     places: tuple[tuple[int, int], ...] = ()
     keys_are_features: bool = False
+    sharing: int = 1
 
 
 def layout_of(
@@ -56,7 +58,9 @@ def layout_of(
     features = bool(keys_axis) and all(atom.kind == "feature" for atom in keys_axis)
     channels = not over_features and features
     read = roles(found, shape, keys_from, likely_heads, channels)
-    return Layout(viewer(read), *sizes(read), keys, keys_from, channels, _places(found, read), features)
+    sharing = 1 if features else _sharing(found, read, "columns" if keys_from == "rows" else "rows")
+    places = _places(found, read)
+    return Layout(viewer(read), *sizes(read), keys, keys_from, channels, places, features, sharing)
 
 
 def roles(
@@ -109,6 +113,19 @@ def _places(found: Sequence[tuple[Atom, ...]], read: Roles) -> tuple[tuple[int, 
                 return ()
             placed[name].append((atom.size, atom.step))
     return tuple(place for name in placed.values() for place in name)
+
+
+def _sharing(found: Sequence[tuple[Atom, ...]], read: Roles, side: str) -> int:
+    """The heads that lie on one side of the product: one factor of an axis each, or the axis as a whole."""
+    heads = 1
+    for axis, factors in zip(found, read, strict=True):
+        if len(factors) == len(axis):
+            sides = [{atom.origin} for atom in axis]
+        else:
+            sides = [{atom.origin for atom in axis}] * len(factors)
+        for (size, role), origins in zip(factors, sides, strict=True):
+            heads *= size if role == "head" and origins == {side} else 1
+    return heads
 
 
 def _conventional(shape: Sequence[int], likely_heads: int) -> Roles:
