@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attncli.trace.masks import first_position, mask_facts, visibility
-from attncli.trace.tiles import FIELDS, Sums, Tile, big, edge, wide
+from attncli.trace.tiles import FIELDS, Room, Sums, Tile, big, edge, wide
 
 
 class EagerScores:
@@ -47,22 +47,19 @@ class EagerScores:
         order_BS = self.visibility.order_BS
         self.order_BS = None if order_BS is None else order_BS.expand(batch, -1)
         self.position = first_position(self.visibility.causal_offset, queries, keys)
-        self._room = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._room = Room(self.dtype, self.device)
 
     def reader(self) -> EagerScores:
         """The same scores with room of its own, for another thread."""
         reader = copy.copy(self)
-        reader._room = self._room[:0]
+        reader._room = Room(self.dtype, self.device)
         return reader
 
     def tile(self, b: slice, h: slice, t: slice, *, counting: bool = False) -> Tile:
         """A copy of these scores, in float32 or better."""
         part = self.scores_BHTS[b, h, t]
-        numel = part.numel()
-        if self._room.numel() < 2 * numel:
-            self._room = self._room.new_empty(2 * numel)
-        s_BHTC = self._room[:numel].view(part.shape).copy_(self._in_order(part, b))
-        visible_BHTC = self._room[numel : 2 * numel].view(part.shape)
+        s_BHTC, visible_BHTC = self._room.view(2, *part.shape)
+        s_BHTC.copy_(self._in_order(part, b))
         torch.le(s_BHTC, self.visible_above, out=visible_BHTC).neg_().add_(1)
         # −Inf hides a key, and −Inf · 0 would be NaN; NaN stays.
         s_BHTC.clamp_(min=-big(self.dtype))

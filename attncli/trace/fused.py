@@ -19,7 +19,7 @@ from torch import Tensor
 
 from attncli.trace.call_mask import CallMask
 from attncli.trace.masks import first_position, visibility
-from attncli.trace.tiles import SAFE, Edge, Sums, Tile, big, edge, hide, wide
+from attncli.trace.tiles import SAFE, Edge, Room, Sums, Tile, big, edge, hide, wide
 
 if TYPE_CHECKING:
     from attncli.trace.statistics import FusedCall
@@ -56,8 +56,7 @@ class FusedScores:
         )
         self.bounded = self.plain and call.sinks_H is None and self.bound < SAFE
         self.saturated_BH = torch.zeros(batch, heads, dtype=self.dtype, device=self.device)
-        self._hidden_2BH = torch.zeros(2, batch, heads, dtype=self.dtype, device=self.device)
-        self._room = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._room = Room(self.dtype, self.device)
         self._chunk_key: tuple[int, ...] = ()
         self._edges: dict[tuple[int | None, ...], list[Edge]] = {}
         self._ranges: dict[tuple[int | None, ...], tuple[int, int, int, int]] = {}
@@ -66,7 +65,7 @@ class FusedScores:
     def reader(self) -> FusedScores:
         """The same scores with room of its own, for another thread."""
         reader = copy.copy(self)
-        reader._room = self._room[:0]
+        reader._room = Room(self.dtype, self.device)
         reader._chunk_key = ()
         return reader
 
@@ -74,24 +73,26 @@ class FusedScores:
         """Scores of these heads and rows; `counting`: each row comes once, so saturated scores may be counted."""
         q_NGTD, k_NDS = self._chunk(b, h)
         chosen_NGTD = q_NGTD[:, :, t]
-        q_NRD = chosen_NGTD.reshape(q_NGTD.size(0), -1, q_NGTD.size(-1))
+        q_NRD = chosen_NGTD.flatten(1, 2)
         shape = (b.stop - b.start, h.stop - h.start, chosen_NGTD.size(2))
         keys = self.shape[3]
         start, full_start, full_stop, stop = (0, 0, keys, keys) if self.explicit else self._range(b, t)
+        products = []
         if counting:
             # Products that no row sees: their extremes only, before the tile takes their place in the room.
             inner = (full_start, full_stop) if self.plain else (start, stop)
             for first, last in ((0, inner[0]), (inner[1], keys)):
                 if first < last:
-                    self._note_extremes(self._dots(q_NRD, k_NDS, first, last).view(*shape, -1), b, h)
-        s_BHTC = self._dots(q_NRD, k_NDS, start, stop).view(*shape, stop - start)
+                    unseen_BHTC = self._dots(q_NRD, k_NDS, shape, first, last)
+                    products.append((unseen_BHTC.amin((-2, -1)), unseen_BHTC.amax((-2, -1))))
+        s_BHTC = self._dots(q_NRD, k_NDS, shape, start, stop)
         if not self.plain:
             if counting:
-                self._note_extremes(s_BHTC, b, h)
+                products.append((s_BHTC.amin((-2, -1)), s_BHTC.amax((-2, -1))))
             if not self.scales_queries:
                 s_BHTC.mul_(self.factor)
         edges = self._edges_of(b, h, t)
-        tile = Tile(b, h, t, start, s_BHTC, edges, self.finite, self.bounded)
+        tile = Tile(b, h, t, start, s_BHTC, edges, self.finite, self.bounded, products)
         if self.call.soft_cap:
             self._cap(tile, self.call.soft_cap, counting)
         if self.mask.changes_scores:
@@ -131,7 +132,7 @@ class FusedScores:
         batch, heads, queries, keys = self.shape
         if not batch * queries * keys:
             return wide(torch.zeros(heads, device=self.device))
-        largest_BH = wide(self._hidden_2BH).abs().amax(0)
+        largest_BH = wide(sums.products_2BH).abs().amax(0)
         if self.plain:
             seen_BHT = wide(sums.rows[:2]).abs()
             # What hides a score is no score.
@@ -149,13 +150,14 @@ class FusedScores:
 
     # --- scores ---
 
-    def _dots(self, q_NRD: Tensor, k_NDS: Tensor, first: int, last: int) -> Tensor:
-        """scale·q·k of some columns, (N, R, C) without gaps: in the room, so what was there is gone."""
-        shape = (q_NRD.size(0), q_NRD.size(1), last - first)
-        numel = math.prod(shape)
-        if self._room.numel() < numel:
-            self._room = self._room.new_empty(numel)
-        return torch.bmm(q_NRD, k_NDS[..., first:last], out=self._room[:numel].view(shape))
+    def _dots(
+        self, q_NRD: Tensor, k_NDS: Tensor, shape: tuple[int, int, int], first: int, last: int
+    ) -> Tensor:
+        """scale·q·k of some columns, (B, H, T, C) for a shape (B, H, T): in the room, so what was there is gone."""
+        columns = last - first
+        room_NRC = self._room.view(q_NRD.size(0), q_NRD.size(1), columns)
+        torch.bmm(q_NRD, k_NDS.narrow(-1, first, columns), out=room_NRC)
+        return self._room.view(*shape, columns)
 
     def _edges_of(self, b: slice, h: slice, t: slice) -> list[Edge]:
         """Of the columns that any row sees, those that not all rows see."""
@@ -195,11 +197,6 @@ class FusedScores:
             over_BHT = torch.where(counted_BHT, over_BHTC.sum(-1), 0)
             self.saturated_BH[tile.batch, tile.heads] += over_BHT.sum(-1)
         s_BHTC.div_(cap).tanh_().mul_(cap)
-
-    def _note_extremes(self, s_BHTC: Tensor, b: slice, h: slice) -> None:
-        low_BH, high_BH = self._hidden_2BH[:, b, h]
-        torch.minimum(low_BH, s_BHTC.amin((-2, -1)), out=low_BH)
-        torch.maximum(high_BH, s_BHTC.amax((-2, -1)), out=high_BH)
 
     def _logits(self, batch: int, head: int, rows: slice | Tensor, columns: Tensor) -> Tensor:
         """Scores of chosen rows and columns of one head, in float64: (R, C), −Inf where hidden."""

@@ -41,7 +41,7 @@ def head_numbers(
     allowed_BHT = wide(allowed_BHT.expand(rows["z"].shape))
     counted_BHT = counted_BHT.expand(rows["z"].shape)
     z_BHT = rows["z"] + rows["e_sink"]
-    ps_BHT = rows["ps"] + rows["e_sink"] * rows["d_sink"]
+    ps_BHT = rows["ps"] + torch.xlogy(rows["e_sink"], rows["e_sink"])
     normaliser_BHT = torch.ones_like(z_BHT) if as_they_are else z_BHT
     if sums.sinks_H is not None and not as_they_are:
         normaliser_BHT = z_BHT + (wide(sums.sinks_H)[:, None] - rows["shift"]).exp()

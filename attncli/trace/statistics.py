@@ -252,8 +252,10 @@ def _summed(source: FusedScores | EagerScores, sinks_H: Tensor | None) -> tuple[
     def reduce(reader: FusedScores | EagerScores, blocks: Iterator[tuple[slice, slice]]) -> None:
         reducer = Reducer(sums)
         for b, h in blocks:
+            reducer.start(b, h)
             for t, counts in zip(rows, thorough, strict=True):
                 reducer.add(reader.tile(b, h, t, counting=True), counts)
+            reducer.finish()
 
     _share(source, blocks, look)
     sums.settle(mass_BHS.sum(0).argmax(-1))

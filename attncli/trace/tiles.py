@@ -20,15 +20,10 @@ from torch import Tensor
 SAFE = 32.0
 """Row maxima within ±SAFE need no shift before exp: sums stay within 1e±14 and keep float32's digits."""
 
-FIELDS = (
-    *("max", "min", "z", "ps", "e_sink", "d_sink"),
-    *("sum", "norm", "distance"),
-    *("shift", "peak", "count"),
-)
+FIELDS = ("max", "min", "z", "ps", "e_sink", "sum", "norm", "distance", "shift", "peak", "count")
 """Per row, with d = s − shift and p = exp d over visible keys: largest and smallest s; Σ p and Σ p·d without the
-guessed sink key; p and d of that key. Of thorough rows only: Σ d; ‖d‖₂; Σ p·|query − key|. Then, 0 where a tile
-need not say: the shift; the largest probability, where probabilities are taken as they are; the number of
-visible keys."""
+guessed sink key; p of that key. Of thorough rows only: Σ d; ‖d‖₂; Σ p·|query − key|. Then, 0 where no tile says
+them: the shift; the largest probability, where probabilities are taken as they are; the number of visible keys."""
 
 
 @dataclass(slots=True)
@@ -47,8 +42,9 @@ class Tile:
     """Scores of some heads and rows over the columns [first, first + C); overwritten by whoever reduces it.
 
     `finite`: no NaN or Inf is among them, so that hiding by arithmetic is safe. `bounded`: no score lies
-    outside ±SAFE. `probs_BHTC`: the probabilities as they are, where they are not the softmax. `count_BHT`: visible
-    keys, where only the tile knows.
+    outside ±SAFE. `products`: pairs of the smallest and the largest product of each head, (B, H), that are not
+    told by the scores. `probs_BHTC`: the probabilities as they are, where they are not the softmax. `count_BHT`:
+    visible keys, where only the tile knows.
     """
 
     batch: slice
@@ -59,16 +55,42 @@ class Tile:
     edges: list[Edge] = field(default_factory=list)
     finite: bool = True
     bounded: bool = False
+    products: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     probs_BHTC: Tensor | None = None
     count_BHT: Tensor | None = None
+
+    def edge_parts(self) -> list[tuple[Edge, Tensor]]:
+        """Each edge and its scores, a view."""
+        return [(one, self.scores_BHTC.narrow(-1, one.start, one.stop - one.start)) for one in self.edges]
+
+
+class Room:
+    """Memory that tiles take turns in. Its views are kept: making one costs as much as a small operation."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._memory = torch.empty(0, dtype=dtype, device=device)
+        self._views: dict[tuple[int, ...], Tensor] = {}
+
+    def view(self, *shape: int) -> Tensor:
+        """The first elements in this shape: what was there is gone."""
+        found = self._views.get(shape)
+        if found is None:
+            numel, old = math.prod(shape), self._memory.numel()
+            if numel > old:
+                self._views.clear()
+                room = max(numel, min(2 * old, tile_elements(self._memory.device)))
+                self._memory = self._memory.new_empty(room)
+            found = self._views[shape] = self._memory[:numel].view(shape)
+        return found
 
 
 class Sums:
     """Running numbers of one call. `sinks_H`: learned logits; `guess_H`: the column taken for the sink key.
 
-    `mass_BHS`: Σ of probabilities per column, without the guessed one. `position`: place of the first query among
-    the keys. `order_BS`: which key each column is; None: column j is key j. `looks_back`: no query sees a key
-    behind its own place. `thorough_T`: rows of which the metrics that cost most are taken.
+    `mass_BHS`: Σ of probabilities per column, without the guessed one. `products_2BH`: smallest and largest of the
+    products that tiles told apart from their scores. `position`: place of the first query among the keys. `order_BS`:
+    which key each column is; None: column j is key j. `looks_back`: no query sees a key behind its own place.
+    `thorough_T`: rows of which the metrics that cost most are taken.
     """
 
     def __init__(
@@ -85,6 +107,7 @@ class Sums:
         device = counted_BHT.device
         self.rows = torch.zeros(len(FIELDS), batch, heads, queries, dtype=dtype, device=device)
         self.mass_BHS = torch.zeros(batch, heads, keys, dtype=dtype, device=device)
+        self.products_2BH = torch.zeros(2, batch, heads, dtype=dtype, device=device)
         self.counted_BHT = counted_BHT
         self.sinks_H = None if sinks_H is None else sinks_H.detach().to(dtype)
         self.order_BS = order_BS
@@ -107,114 +130,134 @@ class Sums:
 
 
 class Reducer:
-    """Takes the tiles of some heads into the sums. One for each thread: it owns the room for exponentials."""
+    """Takes the tiles of some heads into the sums: `start`, all row blocks in their order, `finish`.
+
+    One for each thread: it owns the room for exponentials. Of a tile's operations on CPU a good part is the call
+    itself, and threads wait for each other at every one. So what is found lies in lists until the heads are done.
+    """
 
     def __init__(self, sums: Sums) -> None:
         self.sums = sums
-        self._room = sums.rows.new_empty(0)
-        self._key: tuple[int, ...] = ()
+        self._room = Room(sums.rows.dtype, sums.rows.device)
+        self._on_cpu = sums.rows.device.type == "cpu"
+
+    def start(self, batch: slice, heads: slice) -> None:
+        sums = self.sums
+        self._found: dict[str, list[Tensor]] = {name: [] for name in FIELDS}
+        self._products: list[tuple[Tensor, Tensor]] = []
+        self._rows = sums.rows[:, batch, heads]
+        self._products_2BH = sums.products_2BH[:, batch, heads]
+        self._counted_BHT = sums.counted_BHT[batch, heads]
+        mass_BHS = sums.mass_BHS[batch, heads]
+        self._mass_N1S = mass_BHS.view(-1, 1, mass_BHS.size(-1))
+        self._sinks_H1 = None if sums.sinks_H is None else sums.sinks_H[heads, None]
+        self._guess_H11 = sums.guess_H[heads, None, None]
+        self._guesses = sums.guesses[heads]
+        self._order_BS = None if sums.order_BS is None else sums.order_BS[batch]
 
     def add(self, tile: Tile, thorough: bool = True) -> None:
-        self._turn_to(tile)
+        found = self._found
+        self._products += tile.products
         d_BHTC = tile.scores_BHTC
-        hide(tile)
+        parts = tile.edge_parts()
+        _lower(parts, tile.finite)
         max_BHT = d_BHTC.amax(-1)
-        shift_BHT = None
-        if not (tile.bounded or (d_BHTC.device.type == "cpu" and self._is_safe(max_BHT))):
-            shift_BHT = max_BHT
+        found["max"].append(max_BHT)
+        shift_BHT = None if tile.bounded else self._shift(max_BHT)
+        if shift_BHT is not None:
             d_BHTC.sub_(shift_BHT[..., None])
-        p_BHTC = self._room_for(d_BHTC.shape)
+        p_BHTC = self._room.view(*d_BHTC.shape)
         if tile.probs_BHTC is None:
             torch.exp(d_BHTC, out=p_BHTC)
-        min_BHT = _smallest(d_BHTC, tile)
+        _raise(parts, tile.finite)
+        min_BHT = d_BHTC.amin(-1)
+        found["min"].append(min_BHT if shift_BHT is None else min_BHT.add_(shift_BHT))
         if thorough:
-            sum_BHT, norm_BHT = d_BHTC.sum(-1), torch.linalg.vector_norm(d_BHTC, 2, -1)
-        if shift_BHT is not None:
-            min_BHT = min_BHT + shift_BHT
+            _level(parts, tile.finite)
+            found["sum"].append(d_BHTC.sum(-1))
+            found["norm"].append(torch.linalg.vector_norm(d_BHTC, 2, -1))
         if tile.probs_BHTC is not None:
             p_BHTC.copy_(tile.probs_BHTC)
             torch.log(torch.where(p_BHTC == 0, 1, p_BHTC), out=d_BHTC)
-            self._rows[10, ..., tile.rows] = p_BHTC.amax(-1)
+            found["peak"].append(p_BHTC.amax(-1))
         if thorough:
             steps_T, distance_BHT, left_BHT = self._distances(p_BHTC, tile)
-        e_sink_BHT, d_sink_BHT = self._take_sink(p_BHTC, d_BHTC, tile)
+        e_sink_BHT = self._take_sink(p_BHTC, tile.first)
         z_BHT = p_BHTC.sum(-1)
         all_BHT = z_BHT + e_sink_BHT
         if thorough:
             if left_BHT is not None:
                 distance_BHT.addcmul_(steps_T, left_BHT if left_BHT is not ALL else all_BHT)
-            self._rows[6:9, ..., tile.rows] = torch.stack((sum_BHT, norm_BHT, distance_BHT))
-        weights_BHT = self._normaliser(all_BHT, shift_BHT, tile).reciprocal()
+            found["distance"].append(distance_BHT)
+        found["z"].append(z_BHT)
+        found["e_sink"].append(e_sink_BHT)
+        self._add_mass(all_BHT, shift_BHT, p_BHTC, tile)
+        # Where d is hidden it is large by now, but finite, and p is 0.
+        found["ps"].append(torch.mul(p_BHTC, d_BHTC, out=d_BHTC).sum(-1))
+        if tile.count_BHT is not None:
+            found["count"].append(tile.count_BHT)
+
+    def finish(self) -> None:
+        for row_BHT, parts in zip(self._rows, self._found.values(), strict=True):
+            if len(parts) == len(self._found["max"]):
+                torch.cat(parts, -1, out=row_BHT)
+            elif parts:
+                row_BHT[..., self.sums.thorough_T] = torch.cat(parts, -1)
+        if self._products:
+            lows, highs = zip(*self._products, strict=True)
+            low_BH, high_BH = self._products_2BH
+            low_BH.copy_(torch.stack((low_BH, *lows)).amin(0))
+            high_BH.copy_(torch.stack((high_BH, *highs)).amax(0))
+
+    def _shift(self, max_BHT: Tensor) -> Tensor | None:
+        """What is taken off scores before exp: the rows' maxima, or nothing where all of them are small."""
+        # A NaN among them is not small.
+        if self._on_cpu and float(torch.linalg.vector_norm(max_BHT, torch.inf)) < SAFE:
+            self._found["shift"].append(torch.zeros_like(max_BHT))
+            return None
+        self._found["shift"].append(max_BHT)
+        return max_BHT
+
+    def _add_mass(self, all_BHT: Tensor, shift_BHT: Tensor | None, p_BHTC: Tensor, tile: Tile) -> None:
+        """Adds each column's probabilities. They are e^d over Σ e^d and a learned sink's share, or p as it is."""
+        if tile.probs_BHTC is not None:
+            weights_BHT = torch.ones_like(all_BHT)
+        elif self._sinks_H1 is None:
+            weights_BHT = all_BHT.reciprocal_()
+        else:
+            sink_BHT = (self._sinks_H1 if shift_BHT is None else self._sinks_H1 - shift_BHT).exp()
+            weights_BHT = (all_BHT + sink_BHT).reciprocal_()
         if tile.count_BHT is not None:
             counted_BHT = self._counted_BHT[..., tile.rows] & (tile.count_BHT > 0)
             weights_BHT = torch.where(counted_BHT, weights_BHT, 0)
         elif not self.sums.all_counted:
             weights_BHT = torch.where(self._counted_BHT[..., tile.rows], weights_BHT, 0)
-        columns = slice(tile.first, tile.first + d_BHTC.size(-1))
-        self._mass_N1S[..., columns].baddbmm_(weights_BHT.flatten(0, 1)[:, None], p_BHTC.flatten(0, 1))
-        ps_BHT = torch.mul(p_BHTC, d_BHTC, out=d_BHTC).sum(-1)
-        found = torch.stack((max_BHT, min_BHT, z_BHT, ps_BHT, e_sink_BHT, d_sink_BHT))
-        self._rows[:6, ..., tile.rows] = found
-        if shift_BHT is not None:
-            self._rows[9, ..., tile.rows] = shift_BHT
-        if tile.count_BHT is not None:
-            self._rows[11, ..., tile.rows] = tile.count_BHT
+        batch, heads, rows, columns = p_BHTC.shape
+        p_NTC = self._room.view(batch * heads, rows, columns)
+        mass_N1C = self._mass_N1S.narrow(-1, tile.first, columns)
+        mass_N1C.baddbmm_(weights_BHT.view(batch * heads, 1, rows), p_NTC)
 
-    def _turn_to(self, tile: Tile) -> None:
-        key = (tile.batch.start, tile.batch.stop, tile.heads.start, tile.heads.stop)
-        if key == self._key:
-            return
-        self._key = key
-        sums = self.sums
-        self._rows = sums.rows[:, tile.batch, tile.heads]
-        self._counted_BHT = sums.counted_BHT[tile.batch, tile.heads]
-        mass_BHS = sums.mass_BHS[tile.batch, tile.heads]
-        self._mass_N1S = mass_BHS.view(-1, 1, mass_BHS.size(-1))
-        self._guess_H = sums.guess_H[tile.heads]
-        self._guesses = sums.guesses[tile.heads]
-        self._order_BS = None if sums.order_BS is None else sums.order_BS[tile.batch]
-
-    def _normaliser(self, z_BHT: Tensor, shift_BHT: Tensor | None, tile: Tile) -> Tensor:
-        """What e^d is divided by: Σ e^d and a learned sink's share, or 1 for probabilities taken as they are."""
-        if tile.probs_BHTC is not None:
-            return torch.ones_like(z_BHT)
-        if self.sums.sinks_H is None:
-            return z_BHT
-        sink_HT = self.sums.sinks_H[tile.heads, None]
-        sink_BHT = (sink_HT if shift_BHT is None else sink_HT - shift_BHT).exp()
-        return z_BHT + sink_BHT
-
-    def _is_safe(self, max_BHT: Tensor) -> bool:
-        low, high = torch.aminmax(max_BHT)
-        return bool(low > -SAFE) and bool(high < SAFE)
-
-    def _room_for(self, shape: torch.Size) -> Tensor:
-        numel = shape.numel()
-        if self._room.numel() < numel:
-            self._room = self._room.new_empty(numel)
-        return self._room[:numel].view(shape)
-
-    def _take_sink(self, p_BHTC: Tensor, d_BHTC: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
-        """p and d of the guessed key per row; p there becomes 0, so that the rest is summed without it."""
-        first, columns = tile.first, p_BHTC.size(-1)
-        if len(self._guesses) == 1:
-            place = self._guesses[0] - first
-            if not 0 <= place < columns:
-                nothing_BHT = torch.zeros_like(p_BHTC[..., 0])
-                return nothing_BHT, nothing_BHT
-            e_BHT = p_BHTC[..., place].clone()
-            p_BHTC[..., place] = 0
-            return e_BHT, d_BHTC[..., place].clone()
-        guess = (self._guess_H - first)[None, :, None, None].expand(*p_BHTC.shape[:3], 1)
-        if first <= min(self._guesses) and max(self._guesses) < first + columns:
-            e_BHT1 = p_BHTC.gather(-1, guess)
-            p_BHTC.scatter_(-1, guess, 0)
-            return e_BHT1[..., 0], d_BHTC.gather(-1, guess)[..., 0]
-        inside = (guess >= 0) & (guess < columns)
-        guess = guess.clamp(0, columns - 1)
-        e_BHT1 = p_BHTC.gather(-1, guess) * inside
-        p_BHTC.scatter_add_(-1, guess, -e_BHT1)
-        return e_BHT1[..., 0], (d_BHTC.gather(-1, guess) * inside)[..., 0]
+    def _take_sink(self, p_BHTC: Tensor, first: int) -> Tensor:
+        """p of the guessed key per row; there it becomes 0, so that the rest is summed without it."""
+        columns = p_BHTC.size(-1)
+        low, high = min(self._guesses), max(self._guesses)
+        if low == high:
+            if not first <= low < first + columns:
+                return torch.zeros_like(p_BHTC[..., 0])
+            p_BHT = p_BHTC.select(-1, low - first)
+            e_BHT = p_BHT.clone()
+            p_BHT.zero_()
+            return e_BHT
+        guess_BHT1 = (self._guess_H11 - first).expand(*p_BHTC.shape[:3], 1)
+        if first <= low and high < first + columns:
+            e_BHT1 = p_BHTC.gather(-1, guess_BHT1)
+            p_BHTC.scatter_(-1, guess_BHT1, 0)
+            return e_BHT1.squeeze(-1)
+        inside_BHT1 = (guess_BHT1 >= 0) & (guess_BHT1 < columns)
+        guess_BHT1 = guess_BHT1.clamp(0, columns - 1)
+        e_BHT1 = p_BHTC.gather(-1, guess_BHT1) * inside_BHT1
+        p_BHTC.scatter_add_(-1, guess_BHT1, -e_BHT1)
+        return e_BHT1.squeeze(-1)
 
     def _distances(self, p_BHTC: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor | None]:
         """`steps_T`, distances and `left_BHT`: Σ p·|query − key| per row is distances + steps · left.
@@ -223,16 +266,16 @@ class Reducer:
         |i − j| is (anchor − j) + (i − anchor). The anchor, the tile's first query, keeps the terms small.
         `left_BHT` is Σ p left of the tile's queries less that to the right, `ALL` for the row's sum, or None.
         """
-        columns, queries, rows = p_BHTC.size(-1), p_BHTC.size(2), tile.rows.step or 1
+        columns, queries = p_BHTC.size(-1), p_BHTC.size(2)
         sums = self.sums
         anchor = sums.position + tile.rows.start
         ramp, zero = sums.ramp, sums.ramp_zero
-        steps_T = ramp[zero : zero + queries * rows : rows]
+        steps_T = ramp[zero : zero + queries]
         if self._order_BS is not None:
             j_BC = self._order_BS[:, tile.first : tile.first + columns].to(ramp.dtype) - anchor
             return steps_T, (p_BHTC * (steps_T[:, None] - j_BC[:, None, None]).abs_()).sum(-1), None
         j_C = ramp[zero + tile.first - anchor : zero + tile.first - anchor + columns]
-        if columns <= 256 or rows > 1:
+        if columns <= 256:
             return steps_T, (p_BHTC * (steps_T[:, None] - j_C).abs_()).sum(-1), None
         flat = p_BHTC.flatten(0, 2)
         if sums.looks_back:
@@ -255,12 +298,7 @@ class Reducer:
 
 def hide(tile: Tile) -> None:
     """Hidden entries become so low that no maximum or exponential sees them."""
-    for edge in tile.edges:
-        part = tile.scores_BHTC[..., edge.start : edge.stop]
-        if tile.finite:
-            part.add_(edge.hiding_BHTC)
-        else:
-            part.masked_fill_(edge.visible_BHTC == 0, -big(part.dtype))
+    _lower(tile.edge_parts(), tile.finite)
 
 
 def edge(start: int, stop: int, visible_BHTC: Tensor) -> Edge:
@@ -314,29 +352,35 @@ def wide(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
 
 
-def _smallest(d_BHTC: Tensor, tile: Tile) -> Tensor:
-    """Smallest d over visible keys. Leaves hidden d at 0, so that p·d there is 0 and not NaN."""
-    lows = []
-    start = 0
-    for one in tile.edges:
-        part = d_BHTC[..., one.start : one.stop]
-        if start < one.start:
-            lows.append(d_BHTC[..., start : one.start].amin(-1))
-        if tile.finite:
-            # Hidden entries may lie at −2 · big where they were −Inf before; from both this leads above all scores.
-            lows.append(part.sub(one.hiding_BHTC, alpha=4).amin(-1))
-            part.mul_(one.visible_BHTC)
+# --- hidden entries of d or s -------------------------------------------------------------------------
+
+
+def _lower(parts: list[tuple[Edge, Tensor]], finite: bool) -> None:
+    """Below all others."""
+    for one, part_BHTC in parts:
+        if finite:
+            part_BHTC.add_(one.hiding_BHTC)
         else:
-            hidden = (one.visible_BHTC == 0).expand(part.shape)
-            lows.append(part.masked_fill(hidden, big(part.dtype)).amin(-1))
-            part.masked_fill_(hidden, 0)
-        start = one.stop
-    if start < d_BHTC.size(-1):
-        lows.append(d_BHTC[..., start:].amin(-1))
-    low_BHT = lows[0]
-    for other in lows[1:]:
-        low_BHT = torch.minimum(low_BHT, other)
-    return low_BHT
+            part_BHTC.masked_fill_(one.visible_BHTC == 0, -big(part_BHTC.dtype))
+
+
+def _raise(parts: list[tuple[Edge, Tensor]], finite: bool) -> None:
+    """From there to above all others, so that a smallest one is a visible one."""
+    for one, part_BHTC in parts:
+        if finite:
+            # They lie at −2 · big where they were −Inf before; from there this leads high enough as well.
+            part_BHTC.sub_(one.hiding_BHTC, alpha=4)
+        else:
+            part_BHTC.masked_fill_(one.visible_BHTC == 0, big(part_BHTC.dtype))
+
+
+def _level(parts: list[tuple[Edge, Tensor]], finite: bool) -> None:
+    """To 0, so that sums are those of visible ones."""
+    for one, part_BHTC in parts:
+        if finite:
+            part_BHTC.mul_(one.visible_BHTC)
+        else:
+            part_BHTC.masked_fill_(one.visible_BHTC == 0, 0)
 
 
 # --- settings -----------------------------------------------------------------------------------------
