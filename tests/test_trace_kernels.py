@@ -11,10 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from traced import assert_measured, entropies, largest_dots, numbers, only
 
 import attncli
+from attncli.trace.attention import Attention
 from attncli.trace.check import tolerance
+from attncli.trace.fused_calls import fused_call, logsumexp_difference
 from attncli.trace.kernels import KERNELS, Fused, fused
+from attncli.trace.ops import op_of
+from attncli.trace.pending import Seen
 from attncli.trace.statistics import fused_difference, fused_statistics
-from attncli.trace.tape import Ran
+from attncli.trace.tape import Ran, Ref, Tape
 
 B, H, K, T, S, D = 2, 4, 2, 6, 9, 8
 
@@ -166,6 +170,57 @@ def test_values_of_another_size_grouped_queries_and_dropout_are_no_obstacle() ->
     assert_measured(report, q @ k.mT * D**-0.5)
     assert only(report).dropout == 0.5
     assert report.findings == ()
+
+
+def with_dropout(query: Tensor, key: Tensor, value: Tensor, *lse: Tensor, dropout: float = 0.1) -> Seen:
+    """What is said of a CUDA call with dropout that returned a useless output and this logsumexp."""
+    func = torch.ops.aten._scaled_dot_product_flash_attention.default
+    tape = Tape(Attention())
+    refs = tuple(Ref(tape.node(tensor), tuple(tensor.shape), None) for tensor in (query, key, value))
+    outputs = (torch.zeros(query.shape), *lse)
+    node = tape._record(op_of(func), (refs, {}, refs), outputs)[0]
+    return fused_call(tape, node, Ran(func, (query, key, value, dropout, True), {}, outputs))
+
+
+def test_a_fused_call_with_dropout_is_compared_by_its_logsumexp() -> None:
+    q, k, v = tensors()
+    ones = torch.ones(T, S, dtype=torch.bool)
+    scores = (q @ k.mT * D**-0.5).masked_fill(~ones.tril(), -math.inf)
+    lse = scores.logsumexp(-1)
+    for given in (lse, lse[..., None], F.pad(lse, (0, 26), value=math.nan)):
+        seen = with_dropout(q, k, v, given)
+        assert (seen.facts["explained"], seen.facts["reason"]) == (True, "")
+        assert seen.facts["difference"] < 1e-5
+        assert seen.facts["dropout"] == 0.1
+
+
+def test_a_logsumexp_that_does_not_follow_from_the_scores_is_not_explained() -> None:
+    q, k, v = tensors()
+    seen = with_dropout(q, k, v, (q @ k.mT).logsumexp(-1))
+    assert not seen.facts["explained"]
+    assert str(seen.facts["reason"]).startswith(
+        "the logsumexp of recomputed rows differs from the kernel's by "
+    )
+    assert not with_dropout(q, k, v, torch.full((B, H, T), math.nan)).facts["explained"]
+
+
+def test_a_fused_call_with_dropout_and_no_logsumexp_says_that_nothing_was_compared() -> None:
+    for given in ((), (torch.zeros(B, H, 0),), (torch.zeros(B, H, T, dtype=torch.int64),)):
+        seen = with_dropout(*tensors(), *given)
+        assert (seen.facts["explained"], seen.facts["difference"]) == (True, None)
+        assert seen.facts["reason"] == (
+            "dropout changes its output and no logsumexp was given: no row was compared"
+        )
+
+
+def test_the_logsumexp_of_the_kernel_that_is_here_is_the_same() -> None:
+    q, k, v = tensors()
+    given = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q, k, v, 0.0, True)
+    taken = read("_scaled_dot_product_flash_attention_for_cpu", given[0], q, k, v, 0.0, True)
+    assert taken.call is not None
+    difference = logsumexp_difference(taken.call, given)
+    assert difference is not None
+    assert difference < 1e-5
 
 
 def test_flex_attention_with_score_mod_mask_and_groups_is_measured() -> None:

@@ -182,6 +182,11 @@ def _notes(found: Trace, result: Joined) -> list[str]:
     if idle and not found.left_out:
         shown = ", ".join(idle[:3]) + (" …" if len(idle) > 3 else "")
         notes.append(f"{len(idle)} attention layer{'s' if len(idle) != 1 else ''} did not run: {shown}")
+    blind = sum(call.explained and bool(call.reason) for call in result.calls)
+    if blind:
+        notes.append(
+            f"{blind} call{'s' if blind != 1 else ''} with dropout could not be compared with recomputed rows"
+        )
     unknown = Counter(call.layer for call in result.calls if call.scale is None and call.explained)
     if unknown:
         notes.append(

@@ -5,6 +5,8 @@ Knows kernels and statistics; must not know how attention that a model writes it
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,10 +16,11 @@ from torch import Tensor
 from attncli.trace import check
 from attncli.trace.axes import axes, mixes_tokens
 from attncli.trace.factors import linear_factor
+from attncli.trace.fused import FusedScores
 from attncli.trace.kernels import fused
 from attncli.trace.origins import kind_of, kv_heads_of, parameters_of, sources_of, user_line
 from attncli.trace.pending import Seen, dtype_name, with_bias
-from attncli.trace.statistics import fused_difference, fused_statistics
+from attncli.trace.statistics import FusedCall, fused_difference, fused_statistics
 from attncli.trace.tape import Node, Ran, Tape
 
 
@@ -49,7 +52,10 @@ def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
     if facts["kind"] == "cross":
         call = replace(call, same_tokens=False)
     numbers = fused_statistics(call)
-    answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype, taken.dropout)
+    if taken.dropout > 0:
+        answer = check.fused_with_dropout(logsumexp_difference(call, run.outputs), taken.query.dtype)
+    else:
+        answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype)
     zeros_and_ones = call.known[0][0].added_shape(numbers.mask_kind) if numbers.bias and call.known else None
     # What was read of the mask refers to the call and the call to it: q and k would outlive their layer.
     call.known.clear()
@@ -81,6 +87,34 @@ def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
     if all(_mixes_tokens(node, tensor) for node, tensor in ((query, taken.query), (key, taken.key))):
         seen.tokens_per_head = queries / max(1, heads)
     return seen
+
+
+def logsumexp_difference(call: FusedCall, outputs: Sequence[Tensor], rows: int = 16) -> float | None:
+    """How far the logsumexp that a kernel returns lies from that of recomputed rows; None where it returns none.
+
+    Of some rows of some heads, relative to the largest (or to 1). The kernel's is (B, H, T), (B, H, T, 1), or longer
+    by padding; a row without a key is left out.
+    """
+    batch, heads, queries, _ = call.q_BHTD.shape
+    if len(outputs) < 2 or call.sinks_H is not None or not call.k_BKSD.shape[2]:
+        return None
+    given = outputs[1]
+    if given.dim() == 4 and given.shape[-1] == 1:
+        given = given[..., 0]
+    fits = given.dim() == 3 and given.shape[:2] == (batch, heads) and given.shape[2] >= queries > 0
+    if not fits or not given.is_floating_point():
+        return None
+    source = FusedScores(call)
+    chosen_R = torch.linspace(0, queries - 1, min(rows, queries), device=given.device).round().long()
+    worst, largest = 0.0, 1.0
+    for b, h in {(0, 0), (batch - 1, heads - 1), (batch // 2, heads // 2)}:
+        expected_R = source.chosen_rows(b, h, chosen_R).logsumexp(-1)
+        apart_R = (expected_R - given[b, h, chosen_R].to(expected_R.dtype)).abs()
+        known_R = expected_R.isfinite()
+        if bool(known_R.any()):
+            worst = max(worst, float(apart_R[known_R].nan_to_num(math.inf).amax()))
+            largest = max(largest, float(expected_R[known_R].abs().amax()))
+    return worst / largest
 
 
 def opaque_call(node: Node) -> Seen:
