@@ -672,6 +672,17 @@ def test_the_difference_to_what_sdpa_gave_is_rounding(
     assert fused_difference(call, out) > 0.1
 
 
+@pytest.mark.parametrize("size", [1, 7, 8, 13, 64, 70, 300])
+def test_the_difference_sees_the_first_and_the_last_row(generator: torch.Generator, size: int) -> None:
+    call = random_call(generator, 1, 3, 3, size)
+    assert call.v_BKSV is not None
+    out = torch.nn.functional.scaled_dot_product_attention(call.q_BHTD, call.k_BKSD, call.v_BKSV)
+    for row in (0, size - 1):
+        changed = out.clone()
+        changed[:, :, row] += 1
+        assert fused_difference(call, out) < 1e-5 < 0.1 < fused_difference(call, changed)
+
+
 def test_the_difference_takes_nan_for_nan(generator: torch.Generator) -> None:
     call = random_call(generator, 1, 2, 2, 20)
     call.q_BHTD[0, 1, 0] = math.nan
