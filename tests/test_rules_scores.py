@@ -31,10 +31,11 @@ def twice(*places: str, **numbers: float) -> Observed:
     return one(scale=1 / 64, factors=factors, numbers={**EVEN, **numbers})
 
 
-def in_float16(stored: str, dots: float | list[float], **changes: object) -> Observed:
-    return one(
-        dtype="float16", scores_dtype="float16", stored=stored, numbers={"dot_absmax": dots}, **changes
-    )
+def in_float16(
+    stored: str, dots: float | list[float], softmax: str | None = None, **changes: object
+) -> Observed:
+    numbers = {"dot_absmax": dots, "softmax_dtype": softmax}
+    return one(dtype="float16", scores_dtype="float16", stored=stored, numbers=numbers, **changes)
 
 
 CASES = [
@@ -235,21 +236,21 @@ CASES = [
             (
                 "ATT503",
                 "note",
-                f"{PATH}: head 0: the product of q and k reaches 65 504, 0.00 bits below the largest float16; a "
-                "cast to float32 behind it comes too late.",
+                f"{PATH}: head 0: the product of q and k reaches 65 504, 0.00 bits below the largest "
+                "float16.",
             )
         ],
         in_float16("raw", FLOAT16_MAX / 2),
     ),
     Case(
         "a product one step further than a bit away",
-        in_float16("raw", [100.0, 100.0, 100.0, 40_000.0]),
+        in_float16("raw", [100.0, 100.0, 100.0, 40_000.0], softmax="float32"),
         [
             (
                 "ATT503",
                 "note",
-                f"{PATH}: head 3: the product of q and k reaches 40 000, 0.71 bits below the largest float16; a "
-                "cast to float32 behind it comes too late.",
+                f"{PATH}: head 3: the product of q and k reaches 40 000, 0.71 bits below the largest "
+                "float16; the cast to float32 behind it comes too late.",
             )
         ],
         in_float16("nothing", 40_000.0),

@@ -78,3 +78,24 @@ def test_rows_that_overflow_downwards_as_a_whole_are_not_uniform() -> None:
     assert only(report).mask_kind == "none"
     assert all(value is None or math.isnan(value) for value in numbers(report, "entropy"))
     assert [finding.name for finding in report.findings] == ["product-overflows"]
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [
+        (lambda s: s.softmax(-1), "float16"),
+        (lambda s: s.float().softmax(-1), "float32"),
+        (lambda s: s.softmax(-1, dtype=torch.float32), "float32"),
+    ],
+)
+def test_a_product_near_the_limit_is_told_with_the_dtype_of_its_softmax(
+    change: Callable[[Tensor], Tensor], dtype: str
+) -> None:
+    q = torch.full((B, H, T, D), 80.0).half()
+    report = attncli.measure(lambda q, k, v: change(q @ k.mT).half() @ v, q, q * 1.0, tensors()[2])
+    near = next(finding for finding in report.findings if finding.name == "scores-near-overflow")
+    assert near.evidence["softmax_dtype"] == dtype
+    assert ("the cast to float32 behind it comes too late" in near.message) == (dtype == "float32")
+    shown = [row.value for row in report.measurements if row.metric == "softmax_dtype"]
+    assert shown == ([] if dtype == "float16" else [dtype])
+    assert "scores-near-overflow" in str(report)

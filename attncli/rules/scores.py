@@ -105,6 +105,7 @@ def _overflows(rule: Rule, observed: Observed) -> Iterator[Finding]:
 
 
 def _nearly_overflows(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    normalised = {row.call: row.value for row in observed.measurements if row.metric == "softmax_dtype"}
     for layer, calls in by_layer(measured_calls(observed)).items():
         near = [seen for seen in calls if _limit(seen.call) < math.inf]
         found = worst(near, _share_of_limit, _NEAR)
@@ -113,15 +114,17 @@ def _nearly_overflows(rule: Rule, observed: Observed) -> Iterator[Finding]:
         call = found.measured.call
         limit = _limit(call)
         stored = found.value * limit
+        softmax = normalised.get(call.index)
+        late = f"; the cast to {softmax} behind it comes too late" if softmax is not None else ""
         yield rule.finding(
             f"{layer}: head {found.head}: the product of q and k reaches {number(stored)}{found.others}, "
-            f"{math.log2(limit / stored):.2f} bits below the largest {call.scores_dtype}; a cast to float32 behind "
-            "it comes too late.",
+            f"{math.log2(limit / stored):.2f} bits below the largest {call.scores_dtype}{late}.",
             layer=layer,
             head=found.head,
             evidence={
                 "stored_absmax": stored,
                 "dtype": call.scores_dtype,
+                "softmax_dtype": softmax or call.scores_dtype,
                 "maximum": limit,
                 "heads": list(found.beyond),
             },

@@ -209,6 +209,8 @@ def _measurements(call: Call, seen: Seen) -> Iterator[Measurement]:
     yield row("mask_kind", call.mask_kind)
     if call.window is not None:
         yield row("window", call.window)
+    if seen.softmax_dtype is not None:
+        yield row("softmax_dtype", seen.softmax_dtype)
     if seen.tokens_per_head is not None:
         yield row("tokens_per_head", seen.tokens_per_head)
     if seen.row_sums is not None:

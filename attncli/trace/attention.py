@@ -348,6 +348,7 @@ class Attention:
             user_line(),
             recovered,
             mask_known,
+            probs.dtype if probs is not None else scores.dtype,
         )
         node.carries = (*[p for p in products(given) if p is not product][-2:], product, pending)
         self._holding(pending)
@@ -460,6 +461,8 @@ class Attention:
         if dots is not None and before != 1.0:
             dots = tuple(value / before for value in dots)
         seen = Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha)))
+        if pending.softmax_dtype not in (None, pending.scores_dtype):
+            seen.softmax_dtype = dtype_name(pending.softmax_dtype)
         if product.mixes_tokens:
             seen.tokens_per_head = pending.layout.queries / max(1, pending.layout.heads)
         seen.divided_later_of = origin(query.node).serial if late else None

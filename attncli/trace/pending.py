@@ -41,6 +41,7 @@ class Pending:
     source: str | None
     recovered: bool = True
     mask_known: bool = True
+    softmax_dtype: torch.dtype | None = None
     claimed: bool = False
 
 
@@ -57,6 +58,8 @@ class Seen:
     divided_later_of: int | None = None
     # Where heads are slices of neighbouring tokens and not of features: how many tokens each holds.
     tokens_per_head: float | None = None
+    # Where the softmax of scores in memory runs in another dtype than the product that made them.
+    softmax_dtype: str | None = None
 
 
 def let_go(thing: Product | Pending) -> None:
