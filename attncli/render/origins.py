@@ -31,7 +31,7 @@ def nan_verdict(report: Report, tally: str) -> Text:
     operators = int(run.get("operators") or 0)
     if not report.looked:
         return Text("Not observed: no operator ran.", style="bold yellow")
-    ran = f"{operators:,} operator{'s' if operators != 1 else ''}{_phases(run)}".replace(",", " ")
+    ran = f"{_grouped(operators)} operator{'s' if operators != 1 else ''}{_phases(run)}"
     if not report.origins:
         sentence = f"No NaN or Inf in {ran}; {_headroom(run)}"
         return Text(f"{sentence}.", style="bold green")
@@ -64,7 +64,7 @@ def _facts(origin: Origin) -> list[tuple[str, Text]]:
     evidence = origin.evidence
     at = ", ".join(f"{name} {_plain(value)}" for name, value in (origin.at or {}).items())
     if evidence.get("count") and evidence.get("of"):
-        at += f" ({evidence['count']:,} of {evidence['of']:,} elements)".replace(",", " ")
+        at += f" ({_grouped(evidence['count'])} of {_grouped(evidence['of'])} elements)"
     backward = f"the gradient of {evidence['forward_op']}" if evidence.get("forward_op") else ""
     return [
         ("cause", Text(origin.cause)),
@@ -106,7 +106,7 @@ def _phases(run: Mapping[str, Any]) -> str:
     phases = {name: n for name, n in (run.get("operators_by_phase") or {}).items() if n}
     if len(phases) < 2:
         return ""
-    return f" ({', '.join(f'{n:,} {name}'.replace(',', ' ') for name, n in phases.items())})"
+    return f" ({', '.join(f'{_grouped(n)} {name}' for name, n in phases.items())})"
 
 
 def _headroom(run: Mapping[str, Any]) -> str:
@@ -116,6 +116,10 @@ def _headroom(run: Mapping[str, Any]) -> str:
     dtype, facts = min(found.items(), key=lambda item: item[1]["bits"])
     where = f"{facts['op']} in {facts['module']}" if facts.get("module") else facts["op"]
     return f"smallest headroom {facts['bits']:.1f} bits of {dtype} ({clean(where)})"
+
+
+def _grouped(value: int) -> str:
+    return f"{value:,}".replace(",", " ")
 
 
 def _plain(value: Any) -> str:

@@ -9,7 +9,7 @@ float64 beside the model's own dtype, until it fits that dtype again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,17 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncli.trace.causes import Case
 from attncli.trace.facts import exceeds
-from attncli.trace.nonfinite import POISONED, UNWRITTEN, tensors_of
+from attncli.trace.nonfinite import POISONED, UNWRITTEN, tensors_of, user_place
 from attncli.trace.ops import op_of
 from attncli.trace.tape import Node, is_composite
 
+# Operator, module and line of the user's code: what a person changes when they change a line.
+Spot = tuple[str, str, str]
+
 
 class Alter(NamedTuple):
-    """What is done at one operator: `before` gets its tensors, `after` its outputs. Both write in place."""
+    """What is done at one operator: `before` gets its tensors, `after` its outputs. Both write in place.
+
+    `everywhere`: also whenever the same line runs again, as in the next batch of an epoch.
+    """
 
     before: Callable[[list[Tensor]], None] | None = None
     after: Callable[[list[Tensor]], None] | None = None
     widen: bool = False
+    everywhere: bool = True
 
 
 @dataclass
@@ -53,13 +60,29 @@ class Captured(NamedTuple):
 
 
 class Replay(TorchDispatchMode):
-    """Runs a step again, altered. `wide`: values in float64 of tensors whose own dtype could not hold them."""
+    """Runs a step again, altered. `spots`: what stands at the operators of `alters`, found by an earlier repetition.
+
+    `modules`: the stack of module paths. `asked`: operators whose spots are to be found. `_wide`: values in float64 of
+    tensors whose own dtype could not hold them.
+    """
 
     supports_higher_order_operators = True
 
-    def __init__(self, alters: Mapping[int, Alter], capture: int = -1) -> None:
+    def __init__(
+        self,
+        alters: Mapping[int, Alter],
+        spots: Mapping[int, Spot],
+        modules: Sequence[str],
+        *,
+        asked: Collection[int] = (),
+        capture: int = -1,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.alters = alters
+        self.alters = {at: alter for at, alter in alters.items() if not (alter.everywhere and at in spots)}
+        self.at_spots = {spots[at]: alter for at, alter in alters.items() if alter.everywhere and at in spots}
+        self.found: dict[int, Spot] = {}
+        self._names = {spot[0] for spot in self.at_spots}
+        self._modules, self._asked = modules, asked
         self.captured: Captured | None = None
         self._capture = capture
         self.operators = 0
@@ -76,6 +99,11 @@ class Replay(TorchDispatchMode):
         if self.operators == self._capture:
             self.captured = Captured(func, _copied(tuple(args)), {k: _copied(v) for k, v in kwargs.items()})
         alter = self.alters.get(self.operators)
+        name = op_of(func).name
+        if name in self._names and not _in_backward():
+            alter = self.at_spots.get(self._spot(name)) or alter
+        if self.operators in self._asked and not _in_backward():
+            self.found[self.operators] = self._spot(name)
         self.operators += 1
         if alter is not None and alter.before is not None:
             self._alter(alter.before, tensors_of(args, kwargs))
@@ -85,7 +113,7 @@ class Replay(TorchDispatchMode):
         )
         result = func(*args, **kwargs)
         outputs = [t for t in _flat(result) if isinstance(t, Tensor)]
-        if op_of(func).name in UNWRITTEN:
+        if name in UNWRITTEN:
             for output in outputs:
                 if output.dtype in POISONED and output.device.type != "meta":
                     output.data.fill_(float("nan"))
@@ -98,6 +126,9 @@ class Replay(TorchDispatchMode):
             with torch.no_grad():
                 alter.after(outputs)
         return result
+
+    def _spot(self, name: str) -> Spot:
+        return name, self._modules[-1], str(user_place())
 
     def value(self, tensor: Tensor) -> Tensor:
         """A tensor as the repetition has it: in float64 where its own dtype could not hold it."""
@@ -169,7 +200,7 @@ def _replace(case: Case) -> Change:
         return Change("with zeros in the reserved memory", {origin.at: Alter(after=_cleaned)})
     return Change(
         f"with 0 in place of the bad elements of {what}",
-        {origin.at: Alter(before=lambda tensors: _cleaned([tensors[origin.position]]))},
+        {origin.at: Alter(before=lambda tensors: _cleaned([tensors[origin.position]]), everywhere=False)},
     )
 
 
@@ -339,8 +370,15 @@ def _both(first: Alter, second: Alter) -> Alter:
         return run
 
     return Alter(
-        chained(first.before, second.before), chained(first.after, second.after), first.widen or second.widen
+        chained(first.before, second.before),
+        chained(first.after, second.after),
+        first.widen or second.widen,
+        first.everywhere and second.everywhere,
     )
+
+
+def _in_backward() -> bool:
+    return torch._C._current_autograd_node() is not None
 
 
 def _key(tensor: Tensor) -> Any:

@@ -31,6 +31,46 @@ def kinds_of(tensor: Tensor) -> tuple[str, ...]:
     return tuple(kind for kind, there in zip(("nan", "+inf", "-inf"), found.tolist(), strict=True) if there)
 
 
+def of_kind(tensor: Tensor, kind: str) -> Tensor:
+    """Where a tensor holds this kind of value."""
+    if tensor.dtype in _NOT_COMPARED:
+        tensor = tensor.float()
+    if kind == "nan":
+        return torch.isnan(tensor)
+    return torch.isposinf(tensor) if kind == "+inf" else torch.isneginf(tensor)
+
+
+def explaining(
+    op: Op, operands: Sequence[tuple[Tensor, Sequence[str]]], run: Ran, output: Tensor
+) -> set[tuple[int, str]]:
+    """Which kinds of which operands the NaN of an output comes from: (number of the operand, kind).
+
+    By element where the operator works by element, by row for a softmax; otherwise NaN explains NaN, and only where
+    there is none does Inf.
+    """
+    found = [(number, kind) for number, (_, kinds) in enumerate(operands) for kind in kinds]
+    nan = torch.isnan(output)
+    if op.kind in ("softmax", "log softmax"):
+        scores = operands[0][0]
+        axis = _axis(run)
+        rows = nan.any(axis, keepdim=True)
+        sources = {kind for kind in ("nan", "+inf") if bool((of_kind(scores, kind) & rows).any())}
+        if bool((torch.isneginf(scores).all(axis, keepdim=True) & rows).any()):
+            sources.add("-inf")
+        return {(0, kind) for kind in sources}
+    if op.kind in _ELEMENTWISE or op.name in _ELEMENTWISE_NAMES:
+        try:
+            return {
+                (number, kind)
+                for number, kind in found
+                if bool((of_kind(operands[number][0], kind).expand(output.shape) & nan).any())
+            }
+        except RuntimeError:
+            pass  # shapes that are not broadcast
+    telling = {(number, kind) for number, kind in found if kind == "nan"}
+    return telling or set(found)
+
+
 def fine_elements(
     op: Op, operands: Sequence[tuple[Tensor, tuple[str, ...]]], run: Ran, output: Tensor
 ) -> Tensor | None:
@@ -43,9 +83,8 @@ def fine_elements(
     if op.kind == "product" and op.name in _PRODUCTS:
         return _of_product(op, masks, output)
     if op.kind in ("softmax", "log softmax"):
-        axis = run.args[1] if len(run.args) > 1 and isinstance(run.args[1], int) else -1
         mask = masks[0]
-        return None if mask is None else mask.all(axis, keepdim=True).expand(output.shape)
+        return None if mask is None else mask.all(_axis(run), keepdim=True).expand(output.shape)
     if op.kind in _ELEMENTWISE or op.name in _ELEMENTWISE_NAMES:
         fine = torch.ones(output.shape, dtype=torch.bool, device=output.device)
         for mask in masks:
@@ -68,6 +107,10 @@ def _fine(value: Tensor, intended: Sequence[str]) -> Tensor:
     if "-inf" in intended:
         fine = fine | torch.isneginf(value)
     return fine
+
+
+def _axis(run: Ran) -> int:
+    return run.args[1] if len(run.args) > 1 and isinstance(run.args[1], int) else -1
 
 
 def _of_product(op: Op, masks: Sequence[Tensor | None], output: Tensor) -> Tensor | None:

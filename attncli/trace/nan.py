@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from attncli import records
 from attncli.trace import watched
 from attncli.trace.causes import Case, Cause, cause_of, place_of
-from attncli.trace.confirm import Captured, Change, Replay, change_of, combined, held_back
+from attncli.trace.confirm import Captured, Change, Replay, Spot, change_of, combined, held_back
 from attncli.trace.facts import LARGEST
 from attncli.trace.naming import clean, named_inputs
 from attncli.trace.nonfinite import Nonfinite, Trail, visible, way
@@ -81,6 +81,10 @@ def find(
         judged = [one for one in judged if one[0].seen]
         judged += _harmful(silent, proofs)
         verdicts = proofs.of(judged) if proofs is not None else [(None, "")] * len(judged)
+        if any(confirmed for confirmed, _ in verdicts):
+            # What may stay as it is while the symptom goes is no cause of it.
+            kept = [number for number, (_, words) in enumerate(verdicts) if words != NOT_NEEDED]
+            judged, verdicts = [judged[n] for n in kept], [verdicts[n] for n in kept]
         repro = proofs.captured(judged) if proofs is not None else None
     if run.raised is not None and not judged:
         raise run.raised
@@ -300,14 +304,17 @@ class _Proofs:
     ) -> None:
         self.model, self.step, self.backward, self.rewind, self.run = model, step, backward, rewind, run
         self.symptoms = [(name, kind) for name, kind, _, _ in run.seen]
+        self.asked: set[int] = set()
+        self.spots: dict[int, Spot] = {}
         self._repeats: bool | None = None
 
     def of(self, judged: Sequence[tuple[Case, Cause, dict[str, Any]]]) -> list[tuple[bool | None, str]]:
         if not judged:
             return []
+        changes = [change_of(case, cause.change) for case, cause, _ in judged[:_MOST_PROOFS]]
+        self.asked = {at for change in changes for at in change.alters}
         if not self.repeats:
             return [(None, "the step did not repeat itself, so nothing could be proved")] * len(judged)
-        changes = [change_of(case, cause.change) for case, cause, _ in judged[:_MOST_PROOFS]]
         left = self.symptoms_after(combined(changes))
         found: list[tuple[bool | None, str]] = []
         for number, ((case, _, _), change) in enumerate(zip(judged, changes, strict=False)):
@@ -320,7 +327,9 @@ class _Proofs:
             gone = not any(pair in left for pair in shown)
             if gone and len(changes) > 1:
                 others = combined([other for at, other in enumerate(changes) if at != number])
-                gone = any(pair in self.symptoms_after(others) for pair in shown)
+                if not any(pair in self.symptoms_after(others) for pair in shown):
+                    found.append((False, NOT_NEEDED))
+                    continue
             rest = (
                 ", though gradients are not finite yet" if gone and any(pair in left for pair in mine) else ""
             )
@@ -382,10 +391,11 @@ class _Proofs:
 
     def _again(self, change: Change, capture: int = -1) -> tuple[Any, Exception | None, Replay]:
         self.rewind.back()
-        replay = Replay(change.alters, capture)
         book = Nonfinite(rewind=Rewind(enabled=False))
+        tape = Tape(book)
+        replay = Replay(change.alters, self.spots, tape.modules, asked=self.asked, capture=capture)
         with ExitStack() as stack:
-            stack.enter_context(watched(self.model, Tape(book), book))
+            stack.enter_context(watched(self.model, tape, book))
             if change.around is not None:
                 stack.enter_context(change.around())
             stack.enter_context(held_back(self.model, change))
@@ -399,6 +409,7 @@ class _Proofs:
 
     def _back(self, replay: Replay) -> None:
         replay.restore()
+        self.spots.update(replay.found)
         self.rewind.back()
 
 
@@ -489,6 +500,7 @@ def _notes(run: _Run) -> Iterator[str]:
 
 # --- settings -----------------------------------------------------------------------------------------
 
+NOT_NEEDED = "the symptom goes without a change here"
 _MOST_CASES = 64
 _MOST_PROOFS = 8
 _MOST_SHOWN = 8

@@ -13,7 +13,7 @@ the backward pass is paired, by autograd's sequence number, with the forward ope
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from attncli.trace.elements import at_once, fine_elements, kinds_of
+from attncli.trace.elements import at_once, explaining, fine_elements, kinds_of, of_kind
 from attncli.trace.facts import Given, facts_of
 from attncli.trace.ops import Op
 from attncli.trace.rewind import Rewind
@@ -197,6 +197,7 @@ class Nonfinite:
                     states.get(node.operands[at].node.serial, {}),
                 )
                 for at in chosen
+                if not overwritten(op, run, at, tensors[at])
             ]
             if is_finite(low) and is_finite(high):
                 self._absorbed(op, node, given)
@@ -221,7 +222,7 @@ class Nonfinite:
         fine: dict[bool, Tensor | None] = {}
         born: list[str] = []
         for kind in kinds_of(output):
-            sources = self._sources(op, kind, given)
+            sources = self._sources(op, kind, given, run, output)
             written = kind in literals or (kind != "nan" and bool(literals - {"nan"}))
             if written and op.kind in _FILLS:
                 number = self._origin("fill", (kind,), phase, op, node, tape).number
@@ -237,7 +238,7 @@ class Nonfinite:
                         run,
                         output,
                     )
-                here, known = _of_kind(output, kind), fine[strict]
+                here, known = of_kind(output, kind), fine[strict]
                 mine = known & here if known is not None else None
                 if mine is None or not bool(mine.any()):
                     bad[kind] = _joined(sources)
@@ -260,7 +261,7 @@ class Nonfinite:
                 )
             )
             if len(self.origins) < _MOST_EXAMINED:
-                where, known = _of_kind(output, born[0]), fine.get(born[0] != "nan")
+                where, known = of_kind(output, born[0]), fine.get(born[0] != "nan")
                 if known is not None and bool((where & known).any()):
                     where = where & known
                 origin.facts = facts_of(op, [Given(one.ref, one.value) for one in given], run, output, where)
@@ -273,23 +274,39 @@ class Nonfinite:
         if op.kind == "lookup":
             self._looked_up(node, given, bad)
 
-    def _sources(self, op: Op, kind: str, given: Sequence[Operand]) -> list[tuple[Node, Trail]]:
+    def _sources(
+        self, op: Op, kind: str, given: Sequence[Operand], run: Ran, output: Tensor
+    ) -> list[tuple[Node, Trail]]:
         """The trails of the operands that explain this kind of value in the output."""
         found = [(one.ref.node, name, trail) for one in given for name, trail in one.bad.items()]
         if kind == "nan":
-            # An intended −Inf explains no NaN: a row of nothing else, 0·Inf and Inf − Inf are births.
-            return [(node, trail) for node, _, trail in found if not trail.intended]
+            if all(trail.intended for _, _, trail in found):
+                # An intended −Inf explains no NaN: a row of nothing else, 0·Inf and Inf − Inf are births.
+                return (
+                    [] if keeps_fills(op, given) else self._leaves((node, trail) for node, _, trail in found)
+                )
+            telling = explaining(op, [(one.value, tuple(one.bad)) for one in given], run, output)
+            return [
+                (one.ref.node, trail)
+                for number, one in enumerate(given)
+                for name, trail in one.bad.items()
+                if not trail.intended and (number, name) in telling
+            ]
         same = [(node, trail) for node, name, trail in found if name == kind]
         other = [(node, trail) for node, name, trail in found if name != kind]
         sources = same or [pair for pair in other if not pair[1].intended] or other
         if sources and all(trail.intended for _, trail in sources) and not keeps_fills(op, given):
             # What was filled in to hide something has got into a sum.
-            return [
-                (node, trail._replace(intended=False))
-                for node, trail in sources
-                if any(self.origins[number].role == "leaf" for number in trail.origins)
-            ]
+            return self._leaves(sources)
         return sources
+
+    def _leaves(self, sources: Iterable[tuple[Node, Trail]]) -> list[tuple[Node, Trail]]:
+        """Of intended values that got into a sum, those that were there before the run: data that is no mask."""
+        return [
+            (node, trail._replace(intended=False))
+            for node, trail in sources
+            if any(self.origins[number].role == "leaf" for number in trail.origins)
+        ]
 
     def _absorbed(self, op: Op, node: Node, given: Sequence[Operand]) -> None:
         selects = op.kind in _SELECTS or op.name in _SELECTING
@@ -547,6 +564,13 @@ def grouped(op: Op, args: Sequence[Any], outputs: int) -> list[list[int]] | None
     return groups
 
 
+def overwritten(op: Op, run: Ran, position: int, tensor: Tensor) -> bool:
+    """Whether the old value of an operand has no part in the result."""
+    if tensor is run.kwargs.get("out"):
+        return True
+    return position == 0 and bool(op.writes) and op.name in _OVERWRITING
+
+
 def keeps_fills(op: Op, given: Sequence[Operand]) -> bool:
     """Whether −Inf that was filled in to hide something still hides it after this operator."""
     if op.product:
@@ -573,12 +597,6 @@ def _intended_signs(bad: Bad) -> tuple[str, ...]:
     return tuple(kind for kind, trail in bad.items() if trail.intended)
 
 
-def _of_kind(tensor: Tensor, kind: str) -> Tensor:
-    if kind == "nan":
-        return torch.isnan(tensor)
-    return torch.isposinf(tensor) if kind == "+inf" else torch.isneginf(tensor)
-
-
 def _is_readable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.numel() > 0 and tensor.device.type != "meta"
 
@@ -600,6 +618,9 @@ _LONGEST_WAY = 4096
 # A parameter that grew by more than this in one optimiser step was thrown, not trained.
 _MOVED = 1e3
 
+_OVERWRITING = frozenset(
+    "copy fill zero normal uniform random bernoulli exponential geometric cauchy log_normal set resize".split()
+)
 POISONED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 UNWRITTEN = frozenset(
     ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
