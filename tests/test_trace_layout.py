@@ -113,3 +113,45 @@ def test_kv_heads_of_tensors_without_a_projection_follow_from_the_product() -> N
 
     call = only(attncli.measure(attend, q, k, v))
     assert (call.batch, call.heads, call.kv_heads, call.queries) == (B, H, 2, T)
+
+
+# --- heads elsewhere ----------------------------------------------------------------------------------
+
+
+def test_windows_that_slide_over_the_keys_are_keys_and_each_token_a_query() -> None:
+    def windows(x: Tensor) -> Tensor:
+        return nn.functional.pad(x, (0, 0, 2, 2)).unfold(2, 5, 1)
+
+    def local(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.view(B, T, H, D).transpose(1, 2) for x in (q, k, v))
+        probs = softmax_of(torch.einsum("bhtd,bhtdw->bhtw", q, windows(k)))
+        return torch.einsum("bhtw,bhtdw->bhtd", probs, windows(v))
+
+    model, x = Model(local), features()
+    report = attncli.measure(model, x)
+    call = only(report)
+    assert (call.batch, call.heads, call.queries, call.keys) == (B, H, T, 5)
+    assert call.softmax_axis == "keys"
+    assert report.findings == ()
+
+
+@pytest.mark.parametrize("split", [lambda x: x.split(D, -1), lambda x: x.chunk(H, -1)])
+def test_heads_that_are_split_off_and_joined_along_the_batch_are_heads(
+    split: Callable[[Tensor], tuple[Tensor, ...]],
+) -> None:
+    def stacked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (torch.cat(split(x), 0) for x in (q, k, v))
+        return torch.cat((softmax_of(q @ k.transpose(-1, -2)) @ v).split(B, 0), -1)
+
+    model, x = Model(stacked), features()
+    assert_measured(attncli.measure(model, x), scores_of(model, x))
+
+
+def test_a_cache_and_batches_that_are_joined_make_no_heads() -> None:
+    def joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (torch.cat(x.view(B, T, H, D).transpose(1, 2).split(T // 2, 2), 2) for x in (q, k, v))
+        q, k, v = (torch.cat((x[:1], x[1:]), 0) for x in (q, k, v))
+        return softmax_of(q @ k.transpose(-1, -2)) @ v
+
+    model, x = Model(joined), features()
+    assert_measured(attncli.measure(model, x), scores_of(model, x))

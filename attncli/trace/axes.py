@@ -116,9 +116,14 @@ def _through(node: Node, ref: Ref, before: Axes) -> Axes:
         axis = _dropped(node, len(old))
         rest = [item for number, item in enumerate(before) if number != axis]
         return tuple(_resized(item, size) for item, size in zip(rest, shape, strict=True))
+    if kind == "join" and node.op.name != "stack" and (parts := _laid_end_to_end(node, before)):
+        return parts
     if kind == "join" and node.op.name == "stack":
         axis = _argument(node, 1, "dim", 0) % len(shape)
         return (*before[:axis], _axis(shape[axis], "unknown"), *before[axis:])
+    if node.op.name == "unfold" and len(shape) == len(old) + 1:  # windows that slide along an axis
+        inner = tuple(_resized(item, size) for item, size in zip(before, shape[:-1], strict=True))
+        return (*inner, _axis(shape[-1], "position"))
     if node.op.name in _REDUCING and len(shape) < len(old):
         gone = _reduced(node, len(old))
         return tuple(item for number, item in enumerate(before) if number not in gone)
@@ -175,6 +180,32 @@ def _regrouped(before: Axes, shape: Sequence[int]) -> Axes:
                 return unknown(shape)
         out.append(tuple(here))
     return tuple(out)
+
+
+def _laid_end_to_end(node: Node, before: Axes) -> Axes | None:
+    """The axes of slices of one tensor's features that were joined along another axis: heads in front of a batch."""
+    parents = {ref.node.operands[0].node.serial for ref in node.operands if ref.node.op.kind == "slice"}
+    shapes = {ref.shape for ref in node.operands}
+    if len(node.operands) < 2 or len(parents) != 1 or len(shapes) != 1:
+        return None
+    if any(ref.node.op.kind != "slice" for ref in node.operands):
+        return None
+    (shape,), whole = shapes, node.operands[0].node.operands[0].shape
+    if len(whole) != len(shape):
+        return None
+    cut = [place for place, (size, was) in enumerate(zip(shape, whole, strict=True)) if size != was]
+    joined = [place for place, (size, now) in enumerate(zip(shape, node.shape, strict=True)) if size != now]
+    if (
+        len(cut) != 1
+        or len(joined) != 1
+        or cut == joined
+        or whole[cut[0]] != shape[cut[0]] * len(node.operands)
+    ):
+        return None
+    if not before[cut[0]] or any(atom.kind != "feature" for atom in before[cut[0]]):
+        return None
+    heads = Atom(len(node.operands), "feature")
+    return tuple((heads, *axis) if place == joined[0] else axis for place, axis in enumerate(before))
 
 
 def _tears(before: Axes, shape: Sequence[int]) -> bool:
