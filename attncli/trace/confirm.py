@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attncli.trace.causes import Case
+from attncli.trace.causes import SINGULAR_GRADIENTS, Case
 from attncli.trace.facts import exceeds
 from attncli.trace.nonfinite import POISONED, UNWRITTEN, tensors_of, user_place
 from attncli.trace.ops import op_of
@@ -43,10 +43,15 @@ class Alter(NamedTuple):
 
 @dataclass
 class Change:
-    """All that is altered in one repetition. `words`: what a reader is told was done."""
+    """All that is altered in one repetition. `words`: what a reader is told was done.
+
+    `alters`: by the number of an operator; `of_kind`: at every operator of a kind, such as each softmax. `held`: a
+    parameter and the optimiser step from which on parameters stay as they were.
+    """
 
     words: str
     alters: dict[int, Alter] = field(default_factory=dict)
+    of_kind: dict[str, Alter] = field(default_factory=dict)
     around: Callable[[], Any] | None = None
     held: tuple[str, int] | None = None
 
@@ -70,7 +75,7 @@ class Replay(TorchDispatchMode):
 
     def __init__(
         self,
-        alters: Mapping[int, Alter],
+        change: Change,
         spots: Mapping[int, Spot],
         modules: Sequence[str],
         *,
@@ -78,6 +83,8 @@ class Replay(TorchDispatchMode):
         capture: int = -1,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        alters = change.alters
+        self.of_kind = change.of_kind
         self.alters = {at: alter for at, alter in alters.items() if not (alter.everywhere and at in spots)}
         self.at_spots = {spots[at]: alter for at, alter in alters.items() if alter.everywhere and at in spots}
         self.found: dict[int, Spot] = {}
@@ -99,7 +106,9 @@ class Replay(TorchDispatchMode):
         if self.operators == self._capture:
             self.captured = Captured(func, _copied(tuple(args)), {k: _copied(v) for k, v in kwargs.items()})
         alter = self.alters.get(self.operators)
-        name = op_of(func).name
+        op = op_of(func)
+        name = op.name
+        alter = self.of_kind.get(op.kind) or alter
         if name in self._names and not _in_backward():
             alter = self.at_spots.get(self._spot(name)) or alter
         if self.operators in self._asked and not _in_backward():
@@ -225,9 +234,9 @@ def _unmask(case: Case) -> Change:
 
     if "axis" not in case.facts:
         return _finite(case)
-    return Change(
-        "with the rows that see nothing open to all keys", {case.origin.at: Alter(before=open_rows)}
-    )
+    # The same mask empties the same row in every layer.
+    words = "with the rows that see nothing open to all keys"
+    return Change(words, of_kind={case.origin.op.kind: Alter(before=open_rows)})
 
 
 def _scale(case: Case) -> Change:
@@ -250,6 +259,8 @@ def _nudge(case: Case) -> Change:
     """Moves operands off the point where a function or its derivative is not finite."""
     origin = case.origin
     forward = origin.forward if case.backward else None
+    if forward is not None and forward.op not in SINGULAR_GRADIENTS and forward.op not in _EXPONENTIAL:
+        forward = None  # a backward pass of the user's own: its operators are changed themselves
     op = forward.op if forward is not None else case.name
     at = forward.at if forward is not None else origin.at
     denominator = op in ("div", "true_divide")
@@ -262,7 +273,7 @@ def _nudge(case: Case) -> Change:
         bad = (target == 0) | ~torch.isfinite(target)
         if op in _POSITIVE:
             bad = bad | (target < 0)
-        if op in ("exp", "exp2", "expm1", "sinh", "cosh"):
+        if op in _EXPONENTIAL:
             bad = bad | ~torch.isfinite(target.exp())
         if op in ("acos", "asin", "atanh"):
             bad = bad | (target.abs() >= 1)
@@ -353,9 +364,10 @@ def combined(changes: Sequence[Change]) -> Change:
     for change in changes:
         for at, alter in change.alters.items():
             alters[at] = _both(alters[at], alter) if at in alters else alter
+    of_kind = {kind: alter for change in changes for kind, alter in change.of_kind.items()}
     around = next((change.around for change in changes if change.around is not None), None)
     held = next((change.held for change in changes if change.held is not None), None)
-    return Change("; ".join(change.words for change in changes), alters, around, held)
+    return Change("; ".join(change.words for change in changes), alters, of_kind, around, held)
 
 
 def _both(first: Alter, second: Alter) -> Alter:
@@ -412,4 +424,5 @@ CHANGES: dict[str, Callable[[Case], Change]] = {
     "hold": _hold,
     "kernel": _kernel,
 }
+_EXPONENTIAL = frozenset(("exp", "exp2", "expm1", "sinh", "cosh"))
 _POSITIVE = frozenset(("sqrt", "rsqrt", "log", "log2", "log10", "pow"))

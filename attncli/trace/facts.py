@@ -83,8 +83,11 @@ def _product(
     else:
         row = first[tuple(index[:-1])]
         column = second.transpose(-1, -2)[tuple(index[:-2] + index[-1:])]
+    terms = _wide(row) * _wide(column)
     facts: Facts = {
         "index": index,
+        # The largest number on the way, in whatever order a kernel adds up.
+        "partial": float(terms.abs().sum()),
         "contracted": row.numel(),
         "exact": float(_wide(row) @ _wide(column)),
         "row_absmax": float(_wide(row).abs().amax()) if row.numel() else 0.0,

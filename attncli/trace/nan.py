@@ -42,6 +42,10 @@ class Found(NamedTuple):
     repro: Captured | None = None
 
 
+# An origin, its cause, and the evidence for it.
+Judged = tuple[Case, Cause, dict[str, Any]]
+
+
 @dataclass
 class _Run:
     tape: Tape
@@ -78,7 +82,7 @@ def find(
         proofs = _Proofs(model, step, backward, rewind, run) if confirm else None
         judged = [(case, *cause_of(case)) for case in cases]
         silent = [(case, cause, evidence) for case, cause, evidence in judged if not case.seen]
-        judged = [one for one in judged if one[0].seen]
+        judged = _one_each([one for one in judged if one[0].seen])
         judged += _harmful(silent, proofs)
         verdicts = proofs.of(judged) if proofs is not None else [(None, "")] * len(judged)
         if any(confirmed for confirmed, _ in verdicts):
@@ -144,10 +148,15 @@ def _run(
         if name.startswith("gradient of") and _is_guarded(book):
             continue
         run.seen.append((name, kind, trail, tape.node(tensor)))
-    if run.raised is not None and not run.seen and book.last is not None:
+    if run.raised is not None and not run.seen and book.last is not None and _is_about_numbers(run.raised):
         for kind, trail in book.states[book.last.serial].items():
             run.seen.append(("what the step stopped at", kind, trail, book.last))
     return run
+
+
+def _is_about_numbers(error: Exception) -> bool:
+    """Whether a step may have stopped because of what it saw in its numbers, and not by a mistake in its code."""
+    return bool(re.search(_NUMBERS, str(error), re.IGNORECASE))
 
 
 def _backward(result: Any, wanted: bool) -> None:
@@ -251,7 +260,7 @@ def _cases(run: _Run) -> list[Case]:
             elif name not in case.seen:
                 case.seen = (*case.seen, name)
     for origin in book.origins:
-        if origin.number not in found and origin.role == "birth" and origin.absorbed:
+        if origin.number not in found and origin.role != "fill" and origin.absorbed:
             found[origin.number] = Case(origin, book, [origin.node, *origin.absorbed[:1]], ())
     cases = sorted(found.values(), key=lambda case: case.origin.number)
     return _without_echoes(cases)
@@ -282,18 +291,30 @@ def _spot(case: Case) -> Any:
     return origin.role, origin.phase, origin.op.name, origin.module, place, origin.name, seen
 
 
-def _harmful(
-    silent: list[tuple[Case, Cause, dict[str, Any]]], proofs: _Proofs | None
-) -> list[tuple[Case, Cause, dict[str, Any]]]:
-    """Of overflows that arithmetic swallowed, those that changed what the step gives."""
-    overflows = [
-        one for one in silent if one[1].name.startswith("overflow") and one[0].origin.phase == "forward"
-    ]
-    if not overflows or proofs is None:
+def _one_each(judged: list[Judged]) -> list[Judged]:
+    """Echoes of one optimiser step are one fault, whatever overflowed behind it."""
+    kept: dict[Any, Judged] = {}
+    for case, cause, evidence in judged:
+        key = (cause.name, evidence.get("tensor")) if cause.name == "optimizer-step" else case.origin.number
+        first = kept.setdefault(key, (case, cause, evidence))[0]
+        first.seen = tuple(dict.fromkeys((*first.seen, *case.seen)))
+    return list(kept.values())
+
+
+def _harmful(silent: list[Judged], proofs: _Proofs | None) -> list[Judged]:
+    """Of bad values that were swallowed, by arithmetic or in a kernel, those that changed what the step gives."""
+    likely = [one for one in silent if _may_harm(one[0], one[1])]
+    if not likely or proofs is None or not proofs.changes_result(likely):
         return []
-    if not proofs.changes_result([case for case, _, _ in overflows]):
-        return []
-    return [one for one in overflows[:_MOST_PROOFS] if len(overflows) == 1 or proofs.changes_result([one[0]])]
+    return [one for one in likely[:_MOST_PROOFS] if len(likely) == 1 or proofs.changes_result([one])][
+        :1
+    ] or likely[:1]
+
+
+def _may_harm(case: Case, cause: Cause) -> bool:
+    in_kernel = any(node.op.kind == "fused" for node in case.origin.absorbed)
+    lost = cause.name.startswith("overflow") or cause.name == "optimizer-step"
+    return case.origin.phase != "backward" and (in_kernel or lost)
 
 
 class _Proofs:
@@ -308,7 +329,7 @@ class _Proofs:
         self.spots: dict[int, Spot] = {}
         self._repeats: bool | None = None
 
-    def of(self, judged: Sequence[tuple[Case, Cause, dict[str, Any]]]) -> list[tuple[bool | None, str]]:
+    def of(self, judged: Sequence[Judged]) -> list[tuple[bool | None, str]]:
         if not judged:
             return []
         changes = [change_of(case, cause.change) for case, cause, _ in judged[:_MOST_PROOFS]]
@@ -359,10 +380,15 @@ class _Proofs:
         self._back(replay)
         return left
 
-    def changes_result(self, cases: Sequence[Case]) -> bool:
-        """Whether the step gives something else where these operators are computed in float64."""
+    def changes_result(self, judged: Sequence[Judged]) -> bool:
+        """Whether the step gives something else where these overflows are upcast, these leaves cleaned."""
         before = {name: t.detach().clone() for name, t in self._plain()}
-        change = combined([change_of(case, "widen") for case in cases])
+        change = combined(
+            [
+                change_of(case, "widen" if case.origin.kinds[0] != "nan" else cause.change)
+                for case, cause, _ in judged
+            ]
+        )
         result, raised, replay = self._again(change)
         other = False
         if raised is None:
@@ -374,7 +400,7 @@ class _Proofs:
         self._back(replay)
         return other
 
-    def captured(self, judged: Sequence[tuple[Case, Cause, dict[str, Any]]]) -> Captured | None:
+    def captured(self, judged: Sequence[Judged]) -> Captured | None:
         """The operator at the first birth, with its operands, from one more repetition."""
         born = [case for case, _, _ in judged if case.origin.role == "birth"]
         if not born or not self.repeats:
@@ -393,7 +419,7 @@ class _Proofs:
         self.rewind.back()
         book = Nonfinite(rewind=Rewind(enabled=False))
         tape = Tape(book)
-        replay = Replay(change.alters, self.spots, tape.modules, asked=self.asked, capture=capture)
+        replay = Replay(change, self.spots, tape.modules, asked=self.asked, capture=capture)
         with ExitStack() as stack:
             stack.enter_context(watched(self.model, tape, book))
             if change.around is not None:
@@ -500,6 +526,11 @@ def _notes(run: _Run) -> Iterator[str]:
 
 # --- settings -----------------------------------------------------------------------------------------
 
+# Words of errors that validations raise: distributions, linear algebra, assertions of one's own.
+_NUMBERS = (
+    r"\bnan|\binf(inity|inite)?\b|finite|invalid value"
+    r"|constraint|ill-conditioned|singular|probability tensor|not converge"
+)
 NOT_NEEDED = "the symptom goes without a change here"
 _MOST_CASES = 64
 _MOST_PROOFS = 8

@@ -311,11 +311,12 @@ class Nonfinite:
     def _absorbed(self, op: Op, node: Node, given: Sequence[Operand]) -> None:
         selects = op.kind in _SELECTS or op.name in _SELECTING
         for one in given:
-            for trail in one.bad.values():
-                for number in () if trail.intended else trail.origins:
-                    origin = self.origins[number]
-                    found = origin.hidden if selects else origin.absorbed
-                    if origin.role == "birth" and len(found) < _MOST_KEPT:
+            for kind, trail in one.bad.items():
+                # No arithmetic makes a number of NaN; a fused kernel does, of rows that it takes for empty.
+                swallowed = kind != "nan" or op.kind == "fused"
+                for number in () if trail.intended or not (selects or swallowed) else trail.origins:
+                    found = self.origins[number].hidden if selects else self.origins[number].absorbed
+                    if len(found) < _MOST_KEPT:
                         found.append(node)
 
     def _origin(
@@ -613,7 +614,7 @@ def _flat(value: Any) -> Iterator[Any]:
 
 _NOTHING = (0.0, None)
 _MOST_KEPT = 16
-_MOST_EXAMINED = 2000
+_MOST_EXAMINED = 256
 _LONGEST_WAY = 4096
 # A parameter that grew by more than this in one optimiser step was thrown, not trained.
 _MOVED = 1e3

@@ -39,6 +39,7 @@ from attncli.trace.causes.overflow import (
     overflow_square,
 )
 from attncli.trace.causes.singular import (
+    SINGULAR_GRADIENTS,
     anything,
     box,
     divided_by_zero,
@@ -53,7 +54,7 @@ from attncli.trace.causes.singular import (
     zero_variance,
 )
 
-__all__ = ["CAUSES", "Case", "Cause", "cause_of", "place_of"]
+__all__ = ["CAUSES", "SINGULAR_GRADIENTS", "Case", "Cause", "cause_of", "place_of"]
 
 
 def cause_of(case: Case) -> tuple[Cause, Evidence]:

@@ -51,18 +51,15 @@ def written_nan(case: Case) -> Evidence | None:
 
 
 def optimizer_moved(case: Case) -> Evidence | None:
-    """An overflow behind a step that threw a parameter far out is that step's echo."""
+    """An overflow behind a step that threw a parameter far out is that step's echo, if it is of its size."""
     origin = case.origin
-    if (
-        origin.role != "birth"
-        or origin.phase == "optimizer"
-        or (origin.phase == "backward" and not origin.step)
-    ):
+    if origin.role != "birth" or not origin.step:
         return None
+    largest = max((operand["absmax"] for operand in case.facts.get("operands", ())), default=0.0)
     moved = [
-        (after / max(before, 1e-30), name)
+        (after / max(before, 1e-3), name)
         for name, (before, after, step) in case.book.moved.items()
-        if step <= origin.step
+        if step <= origin.step and largest >= 1e-3 * after
     ]
     if not moved:
         return None

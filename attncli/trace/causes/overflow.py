@@ -30,6 +30,8 @@ def overflow_product(case: Case) -> Evidence | None:
     total = exact + case.facts.get("added", 0.0)
     limit = LARGEST.get(case.dtype, math.inf)
     if not exceeds(total * (1 + 1e-3), case.dtype):
+        total = case.facts["partial"]
+    if not exceeds(total * (1 + 1e-3), case.dtype):
         return None
     return {
         "exact": total,
