@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from attncli.trace.causes import SINGULAR_GRADIENTS, Case
 from attncli.trace.facts import exceeds
@@ -188,7 +188,8 @@ class Replay(TorchDispatchMode):
                     self._wide[key] = (StorageWeakRef(output.untyped_storage()), value)
                 else:
                     self._wide.pop(key, None)
-                output.data.copy_(fitting)
+                if not _overlaps(output):  # an expanded view shows what its base was given
+                    output.data.copy_(fitting)
 
 
 # --- what can be changed ------------------------------------------------------------------------------
@@ -342,15 +343,17 @@ def held_back(model: Any, change: Change) -> Iterator[None]:
     def begins(optimizer: Any, args: Any, kwargs: Any) -> None:
         before.clear()
         if taken + 1 >= step:
-            before.extend(
-                (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
-            )
+            with _disable_current_modes():
+                before.extend(
+                    (p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]
+                )
 
     def ends(optimizer: Any, args: Any, kwargs: Any) -> None:
         nonlocal taken
         taken += 1
-        for parameter, value in before:
-            parameter.data.copy_(value)
+        with _disable_current_modes():
+            for parameter, value in before:
+                parameter.data.copy_(value)
 
     with ExitStack() as stack:
         for handle in (register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)):
@@ -387,6 +390,10 @@ def _both(first: Alter, second: Alter) -> Alter:
         first.widen or second.widen,
         first.everywhere and second.everywhere,
     )
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _in_backward() -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attncli.trace.elements import at_once, explaining, fine_elements, kinds_of, of_kind
 from attncli.trace.facts import Given, facts_of
@@ -453,9 +454,12 @@ class Nonfinite:
     def optimizer_ends(self, tape: Tape, optimizer: Any) -> None:
         self.in_optimizer -= 1
         self.optimizer_steps += 1
+        with _disable_current_modes(), torch.no_grad():  # what is looked at here is no operator of the step
+            self._moved_by(tape, optimizer)
+
+    def _moved_by(self, tape: Tape, optimizer: Any) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                node = tape.node(parameter)
                 name = tape.name_of(parameter)
                 if name is None or not _is_readable(parameter):
                     continue
@@ -464,7 +468,6 @@ class Nonfinite:
                 if is_finite(after) and after > _MOVED * max(before, 1e-3) and name not in self.moved:
                     self.moved[name] = (before, after, self.optimizer_steps)
                 self._absmax[name] = after
-                del node
 
 
 # --- reading ------------------------------------------------------------------------------------------
