@@ -580,7 +580,7 @@ def test_a_narrow_terminal_gets_no_line_wider_than_itself(
         (["-o", "nowhere/report.txt"], ["nowhere/report.txt", "there is no folder"]),
         (["-o", "code.py"], ["code.py", "overwrite"]),
         (["--layres", "1"], ["--layres"]),
-        (["--save-repro", "nowhere/repro.py", "--dtype", "float16"], ["repro.py", "written", "try: "]),
+        (["--save-repro", "nowhere/repro.py", "--dtype", "float16"], ["repro.py", "there is no folder", "try: "]),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )

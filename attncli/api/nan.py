@@ -120,6 +120,7 @@ def nan_check_model(
             confirm=confirm,
             on_operator=tick,
             limit=limit,
+            capture=save_repro is not None,
         )
 
     found = look(batch, what_if)

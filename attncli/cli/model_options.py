@@ -201,7 +201,7 @@ def run_and_report(command: str, model: str, running: Running, reporting: Report
     from attncli import api
 
     choice = out.choice(reporting.select, reporting.ignore, reporting.baseline)
-    for file in _files(model, running):
+    for file in files_read(model, running):
         out.check_target(reporting.output, file)
     with out.progress_bar(reporting.quiet) as progress, redirect_stdout(sys.stderr):
         settings = {**_settings(running), **own}
@@ -221,7 +221,7 @@ def run_and_report(command: str, model: str, running: Running, reporting: Report
     raise typer.Exit(code)
 
 
-def _files(model: str, running: Running) -> list[Path]:
+def files_read(model: str, running: Running) -> list[Path]:
     """What the report must not overwrite: the model, its weights and its inputs."""
     named = [model, running.input or "", str(running.weights or "")]
     return [Path(part) for name in named for part in (name, name.rpartition(":")[0]) if part]

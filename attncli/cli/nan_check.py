@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from attncli.cli.model_options import Dtype, ModelArgument, Reporting, Running, flattened, run_and_report
+from attncli.cli import output as out
+from attncli.cli.model_options import (
+    Dtype,
+    ModelArgument,
+    Reporting,
+    Running,
+    files_read,
+    flattened,
+    run_and_report,
+)
 from attncli.errors import UsageError
 
 
@@ -64,8 +73,14 @@ def nan_check(
     update it came from. The step is then repeated with that one thing changed. A healthy model gives exit
     code 0 and the room that is left.
     """
-    if save_repro is not None and save_repro.suffix != ".py":
-        raise UsageError("--save-repro", f"{save_repro} is no Python file.", "Give a name that ends in .py.")
+    if save_repro is not None:
+        if save_repro.suffix != ".py":
+            raise UsageError(
+                "--save-repro", f"{save_repro} is no Python file.", "Give a name that ends in .py."
+            )
+        for written in (save_repro, save_repro.with_suffix(".pt")):
+            for file in files_read(model, running):
+                out.check_target(written, file, "--save-repro", "the script or its tensors")
     run_and_report(
         "nan-check",
         model,

@@ -93,17 +93,18 @@ def choice(select: Sequence[str] | None, ignore: Sequence[str] | None, baseline:
     return Choice(_codes(select, "--select"), _codes(ignore, "--ignore"), known)
 
 
-def check_target(output: Path | None, checkpoint: Path) -> None:
-    """Refuses an -o that could not be written, or that would destroy the checkpoint. Errors: `UsageError`."""
+def check_target(output: Path | None, checkpoint: Path, option: str = "-o", what: str = "the report") -> None:
+    """Refuses a file that could not be written, or that would destroy what is read. Errors: `UsageError`."""
     if output is None:
         return
     if output.is_dir() or not output.parent.is_dir():
         problem = "this is a folder." if output.is_dir() else f"there is no folder {output.parent}."
         raise UsageError(str(output), problem, "Give a file in an existing folder.")
     if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
-        raise UsageError(
-            str(output), "the report would overwrite the checkpoint itself.", "Give another file to -o."
+        problem = (
+            f"{what} would overwrite {'the checkpoint itself' if what == 'the report' else 'what is read'}."
         )
+        raise UsageError(str(output), problem, f"Give another file to {option}.")
 
 
 def finish(

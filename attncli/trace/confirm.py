@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from attncli.trace.causes import SINGULAR_GRADIENTS, Case
 from attncli.trace.facts import exceeds
-from attncli.trace.nonfinite import POISONED, UNWRITTEN, tensors_of, user_place
+from attncli.trace.nonfinite import POISONED, UNWRITTEN, is_view, tensors_of, user_place
 from attncli.trace.ops import op_of
+from attncli.trace.rewind import Rewind
 from attncli.trace.tape import Node, is_composite
 
 # Operator, module and line of the user's code: what a person changes when they change a line.
@@ -94,7 +95,7 @@ class Replay(TorchDispatchMode):
         self._capture = capture
         self.operators = 0
         self._wide: dict[Any, tuple[StorageWeakRef, Tensor]] = {}
-        self._restored: list[tuple[Tensor, Tensor]] = []
+        self.outside = Rewind()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -120,8 +121,14 @@ class Replay(TorchDispatchMode):
         before = (
             self._widened(func, args, kwargs, forced=alter is not None and alter.widen) if widen else None
         )
+        for at in op.writes:
+            for target in tensors_of(args[at : at + 1], {}):
+                self.outside.protect(target)
         result = func(*args, **kwargs)
         outputs = [t for t in _flat(result) if isinstance(t, Tensor)]
+        if not op.writes and not is_view(func):
+            for output in outputs:
+                self.outside.made(output)
         if name in UNWRITTEN:
             for output in outputs:
                 if output.dtype in POISONED and output.device.type != "meta":
@@ -145,15 +152,14 @@ class Replay(TorchDispatchMode):
         return found[1] if found is not None else tensor
 
     def restore(self) -> None:
-        """Puts back what was altered in tensors that outlive the repetition."""
-        with torch.no_grad():
-            for tensor, value in self._restored:
-                tensor.copy_(value)
+        """Puts back what the repetition wrote to tensors that outlive it."""
+        self.outside.back()
 
     def _alter(self, before: Callable[[list[Tensor]], None], tensors: list[Tensor]) -> None:
         # By `.data`, which leaves autograd's version counters alone.
         with torch.no_grad():
-            self._restored += [(t.data, t.data.clone()) for t in tensors if t.is_floating_point()]
+            for tensor in tensors:
+                self.outside.protect(tensor)
             before([t.data for t in tensors])
 
     def _widened(self, func: Any, args: Any, kwargs: Any, forced: bool) -> Any:

@@ -63,23 +63,25 @@ def find(
     confirm: bool = True,
     on_operator: Callable[[int], None] | None = None,
     limit: str | None = None,
+    capture: bool = False,
 ) -> Found:
     """Runs `step(model)` once, and again for each proof.
 
     `backward`: also `.backward()` of the loss that the step returns (a scalar, its `.loss`, or the sum of its
     floating outputs), unless the step has run a backward pass itself. `limit`: a dtype; operators whose numbers it
-    would not hold are listed. Afterwards the model is as one run of the step
-    leaves it. Errors: whatever the step raises, unless what it tripped over was found.
+    would not hold are listed. `capture`: the operator at the first birth is kept with its operands. Afterwards the
+    model is as one run of the step leaves it. Errors: whatever the step raises, unless what it tripped over was found.
     """
-    rewind = Rewind(enabled=confirm)
+    rewind = Rewind(enabled=confirm or capture)
     rewind.begins(model)
     run = _run(model, step, backward, rewind, on_operator, LARGEST[limit] if limit else math.inf)
     book = run.book
     cases = _cases(run)
     with ExitStack() as stack:
-        if cases and confirm:
+        if cases and rewind.enabled:
             stack.enter_context(rewind.kept(model))
-        proofs = _Proofs(model, step, backward, rewind, run) if confirm else None
+        repeater = _Proofs(model, step, backward, rewind, run)
+        proofs = repeater if confirm else None
         judged = [(case, *cause_of(case)) for case in cases]
         silent = [(case, cause, evidence) for case, cause, evidence in judged if not case.seen]
         judged = _one_each([one for one in judged if one[0].seen])
@@ -89,7 +91,7 @@ def find(
             # What may stay as it is while the symptom goes is no cause of it.
             kept = [number for number, (_, words) in enumerate(verdicts) if words != NOT_NEEDED]
             judged, verdicts = [judged[n] for n in kept], [verdicts[n] for n in kept]
-        repro = proofs.captured(judged) if proofs is not None else None
+        repro = repeater.captured(judged) if capture else None
     if run.raised is not None and not judged:
         raise run.raised
     origins = tuple(
@@ -424,6 +426,11 @@ class _Proofs:
             stack.enter_context(watched(self.model, tape, book))
             if change.around is not None:
                 stack.enter_context(change.around())
+            # An optimiser that the first run only skipped has a state now that it had not.
+            handle = register_optimizer_step_pre_hook(
+                lambda optimizer, args, kwargs: replay.outside.save_optimizer(optimizer)
+            )
+            stack.callback(handle.remove)
             stack.enter_context(held_back(self.model, change))
             stack.enter_context(replay)
             try:

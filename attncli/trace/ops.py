@@ -52,7 +52,7 @@ def op_of(func: Any) -> Op:
     bare = full.partition("::")[2]
     name = bare[:-1] if bare.endswith("_") and not bare.endswith("__") else bare
     kind = KINDS.get(full, KINDS.get(name, "other"))
-    return Op(name, kind, writes, full)
+    return Op(name, kind, writes or WRITES_UNSAID.get(name, ()), full)
 
 
 def _rows(kind: str, names: str) -> dict[str, str]:
@@ -106,6 +106,9 @@ KINDS: dict[str, str] = {
     **_rows("opaque", "_native_multi_head_attention _transformer_encoder_layer_fwd"),
     **_rows("opaque", "_triton_multi_head_attention _triton_scaled_dot_attention"),
 }
+
+# Running statistics, which these update although their schema does not say so.
+WRITES_UNSAID = dict.fromkeys(("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"), (3, 4))
 
 _HEARD = frozenset(
     (

@@ -28,8 +28,8 @@ def save(captured: Captured, path: Path) -> tuple[str, str]:
     try:
         torch.save(tensors, beside)
         path.write_text(_SCRIPT.format(tensors=beside.name, name=name, call=call), encoding="utf-8")
-    except OSError as error:
-        problem = f"{path} cannot be written: {error.strerror or error}."
+    except (OSError, RuntimeError) as error:
+        problem = f"{path} cannot be written: {getattr(error, 'strerror', None) or error}."
         raise UsageError("--save-repro", problem, "Give a path in a folder that you may write to.") from error
     return str(path), str(beside)
 

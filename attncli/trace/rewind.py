@@ -6,7 +6,7 @@ Tensors are copied at the moment something is about to write to them, so a step 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,8 @@ class Rewind:
 
     enabled: bool = True
     _written: set[int] = field(default_factory=set)
+    _new: dict[int, StorageWeakRef] = field(default_factory=dict)
+    _leaves: list[Tensor] = field(default_factory=list)
     _existing: dict[int, StorageWeakRef] = field(default_factory=dict)
     _saved: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _references: list[Callable[[], None]] = field(default_factory=list)
@@ -39,8 +41,26 @@ class Rewind:
     def existed(self, tensor: Tensor) -> None:
         """The tensor was there before the run."""
         storage = _storage(tensor)
+        if storage is None or storage._cdata in self._existing:
+            return
+        self._existing[storage._cdata] = StorageWeakRef(storage)
+        if self.enabled and tensor.requires_grad and tensor.is_leaf:
+            # An input may gather a gradient as well, which a repetition would add to.
+            self._references.append(_gradient(tensor))
+            self._leaves.append(tensor)
+
+    def made(self, tensor: Tensor) -> None:
+        """The tensor is new: whatever is written to it is lost with it."""
+        storage = _storage(tensor)
         if storage is not None:
-            self._existing.setdefault(storage._cdata, StorageWeakRef(storage))
+            self._new[storage._cdata] = StorageWeakRef(storage)
+
+    def protect(self, tensor: Tensor) -> None:
+        """Something is about to write to this tensor: its storage is copied unless it is new."""
+        storage = _storage(tensor)
+        if storage is not None and storage._cdata not in self._new:
+            self.existed(tensor)
+            self.save(tensor)
 
     def save(self, tensor: Tensor) -> None:
         """Something is about to write to this tensor: its storage is copied if it was there before the run."""
@@ -66,9 +86,7 @@ class Rewind:
 
     def back(self) -> None:
         """Everything as it was before the run."""
-        with torch.no_grad():
-            for tensor, value in self._saved.values():
-                tensor.copy_(value)
+        _copy_back(list(self._saved.values()))
         for put_back in (*self._references, *self._random):
             put_back()
 
@@ -77,19 +95,16 @@ class Rewind:
         """All that the run changed stays as it is now, whatever happens inside."""
         values = [(tensor, tensor.clone()) for tensor, _ in self._saved.values()]
         put_back = random_states()
+        put_back += [one(leaf) for leaf in self._leaves for one in (_gradient, _gradient_value)]
         if isinstance(model, nn.Module):
             put_back += references(model)
-            put_back += [
-                _gradient_value(parameter) for parameter in model.parameters() if parameter.grad is not None
-            ]
+            put_back += [_gradient_value(parameter) for parameter in model.parameters()]
         put_back += [_optimizer_state(optimizer) for optimizer in self._optimizers.values()]
         put_back += [_state_values(optimizer) for optimizer in self._optimizers.values()]
         try:
             yield
         finally:
-            with torch.no_grad():
-                for tensor, value in values:
-                    tensor.copy_(value)
+            _copy_back(values)
             for one in put_back:
                 one()
 
@@ -124,7 +139,7 @@ def references(model: nn.Module) -> list[Callable[[], None]]:
     ]
 
 
-def _gradient(parameter: nn.Parameter) -> Callable[[], None]:
+def _gradient(parameter: Tensor) -> Callable[[], None]:
     gradient = parameter.grad
 
     def put_back() -> None:
@@ -133,14 +148,13 @@ def _gradient(parameter: nn.Parameter) -> Callable[[], None]:
     return put_back
 
 
-def _gradient_value(parameter: nn.Parameter) -> Callable[[], None]:
+def _gradient_value(parameter: Tensor) -> Callable[[], None]:
     """Also the values: a second run may add to the gradient of the first."""
     gradient, value = parameter.grad, parameter.grad.detach().clone() if parameter.grad is not None else None
 
     def put_back() -> None:
         if gradient is not None and value is not None:
-            with torch.no_grad():
-                gradient.copy_(value)
+            _copy_back([(gradient, value)])
 
     return put_back
 
@@ -178,11 +192,15 @@ def _state_values(optimizer: Any) -> Callable[[], None]:
     ]
 
     def put_back() -> None:
-        with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
+        _copy_back(values)
 
     return put_back
+
+
+def _copy_back(values: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in values:
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            tensor.copy_(value)
 
 
 def _storage(tensor: Tensor) -> Any:
