@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,9 +147,11 @@ def bad_batch():
 @pytest.fixture
 def attncli_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
+) -> Iterator[Command]:
     """`attncli nan-check …` in this process, in a folder that holds the user's code, its streams as text."""
     monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors this small only wait for a second thread
     monkeypatch.delenv("COLUMNS", raising=False)
     (tmp_path / "code.py").write_text(CODE, encoding="utf-8")
 
@@ -159,7 +161,8 @@ def attncli_run(
         code = run()
         return Result(code, *capsys.readouterr())
 
-    return command
+    yield command
+    torch.set_num_threads(threads)
 
 
 GIVEN = ("--input", "code.py:batch", "--device", "cpu")
@@ -580,7 +583,10 @@ def test_a_narrow_terminal_gets_no_line_wider_than_itself(
         (["-o", "nowhere/report.txt"], ["nowhere/report.txt", "there is no folder"]),
         (["-o", "code.py"], ["code.py", "overwrite"]),
         (["--layres", "1"], ["--layres"]),
-        (["--save-repro", "nowhere/repro.py", "--dtype", "float16"], ["repro.py", "there is no folder", "try: "]),
+        (
+            ["--save-repro", "nowhere/repro.py", "--dtype", "float16"],
+            ["repro.py", "there is no folder", "try: "],
+        ),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
 )

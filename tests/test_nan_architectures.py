@@ -298,11 +298,17 @@ def alternating(first: str = "eager") -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "train"),
-    [(torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)],
-    ids=["float32-train", "bfloat16-eval", "bfloat16-train"],
+    ("arch", "kind", "dtype", "train"),
+    [
+        pytest.param(*param.values, dtype, train, id=f"{param.id}-{dtype}-{'train' if train else 'eval'}")
+        for kinds, dtype, train in (
+            (each(), torch.float32, True),
+            (alternating(), torch.bfloat16, True),
+            (alternating("sdpa"), torch.bfloat16, False),
+        )
+        for param in kinds
+    ],
 )
-@pytest.mark.parametrize(("arch", "kind"), each())
 def test_a_healthy_model_gives_no_origin(arch: Arch, kind: str, dtype: torch.dtype, train: bool) -> None:
     """Forward, backward and one step of an optimiser."""
     model, batch = built(arch, kind, dtype).train(train), batch_of(arch, dtype)
@@ -351,8 +357,8 @@ def test_a_healthy_model_in_float16_gives_no_origin(arch: Arch, kind: str) -> No
         pytest.param(*param.values, dtype, id=f"{param.id}-{dtype}")
         for kinds, dtype in (
             (alternating(), torch.float32),
-            (alternating("sdpa"), torch.bfloat16),
-            (alternating(), torch.float16),
+            (alternating("sdpa")[::2], torch.bfloat16),
+            (alternating("sdpa")[1::2], torch.float16),
         )
         for param in kinds
     ],
@@ -373,7 +379,7 @@ def test_an_inf_in_a_norm_weight_is_that_parameter(arch: Arch, kind: str) -> Non
     with torch.no_grad():
         module_of(model, arch.norm).weight[7] = math.inf
     truth = Truth("parameter", arch.norm, ("bad-parameter",), "+inf", f"{arch.norm}.weight")
-    assert_found(checked(model, batch), truth)
+    assert_found(checked(model, batch, backward=False), truth)
 
 
 @pytest.mark.parametrize("arch", ["bert", "opt", "whisper", "qwen2"])
@@ -400,7 +406,7 @@ def test_a_bad_row_of_the_embedding_is_told_with_its_token_and_only_where_it_occ
     with torch.no_grad():
         table.weight[37] = math.nan
     batch[name][batch[name] == 37] = 36
-    assert_healthy(checked(model, batch))
+    assert_healthy(checked(model, batch, backward=False))
     batch[name][1, 3] = 37
     truth = Truth("parameter", None, ("bad-embedding-row",), "nan", f"{arch.table}.weight")
     origin = assert_found(checked(model, batch), truth)
@@ -413,9 +419,13 @@ def test_a_bad_row_of_the_embedding_is_told_with_its_token_and_only_where_it_occ
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan], ids=str)
 @pytest.mark.parametrize(
-    ("arch", "name"), [("vit", "pixel_values"), ("clip", "pixel_values"), ("whisper", "input_features")]
+    ("arch", "name", "kind"),
+    [
+        ("vit", "pixel_values", "sdpa"),
+        ("clip", "pixel_values", "eager"),
+        ("whisper", "input_features", "sdpa"),
+    ],
 )
-@pytest.mark.parametrize("kind", ["eager", "sdpa"])
 def test_a_bad_feature_is_the_input(arch: str, name: str, kind: str, value: float) -> None:
     chosen = named(arch)
     model, batch = built(chosen, kind), batch_of(chosen)
@@ -473,8 +483,9 @@ def test_scores_beyond_float16_are_the_product_of_that_layer(arch: Arch, kind: s
     assert origin.dtype == "float16"
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("arch", ["llama", "bart", "bloom"])
+@pytest.mark.parametrize(
+    ("arch", "dtype"), [("llama", torch.bfloat16), ("bart", torch.float32), ("bloom", torch.bfloat16)]
+)
 def test_the_same_scores_are_no_fault_in_a_wider_dtype(arch: str, dtype: torch.dtype) -> None:
     model, batch = built(named(arch), "eager", dtype), batch_of(named(arch), dtype)
     enlarge(named(arch), model, 300.0)
@@ -551,9 +562,6 @@ def test_a_mask_of_the_smallest_number_that_is_added_twice(arch: str, dtype: tor
 # --- feed-forward layers and norms --------------------------------------------------------------------
 
 
-WIDE = (torch.bfloat16, torch.float32)
-
-
 def stretch(weight: Tensor, share: float) -> None:
     """Makes the largest magnitude of a weight this share of what its dtype holds."""
     wide = weight.detach().double()
@@ -563,12 +571,18 @@ def stretch(weight: Tensor, share: float) -> None:
 
 @pytest.mark.parametrize(
     ("arch", "dtype"),
-    [(arch, dtype) for n, arch in enumerate(TYPES) for dtype in (torch.float16, WIDE[n % 2])],
+    [
+        *((arch.type, torch.float16) for arch in ARCHS if not arch.clamps),
+        *(
+            (arch, (torch.bfloat16, torch.float32)[number % 2])
+            for number, arch in enumerate(TYPES)
+            if number % 3 == 0
+        ),
+        *((arch.type, torch.float32) for arch in ARCHS if arch.clamps),
+    ],
 )
 def test_a_down_projection_that_overflows_is_that_product(arch: str, dtype: torch.dtype) -> None:
     chosen = named(arch)
-    if dtype == torch.float16 and chosen.clamps:
-        pytest.skip("its own code clamps Inf away in float16")
     model, batch = built(chosen, "sdpa" if chosen.sdpa else "eager", dtype), batch_of(chosen, dtype)
     stretch(module_of(model, chosen.down).weight, 0.6)
     truth = Truth("forward", chosen.down, ("overflow-product",), None, None, ("mm", "addmm", "bmm", "linear"))
@@ -591,7 +605,7 @@ class HandNorm(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "gpt2", "vit"])
+@pytest.mark.parametrize("arch", ["llama", "gpt2", "vit"])
 def test_a_norm_that_squares_in_float16_is_told_although_all_is_finite(arch: str, kind: str) -> None:
     chosen = named(arch)
     model, batch = built(chosen, "eager", torch.float16), batch_of(chosen, torch.float16)
@@ -679,8 +693,11 @@ class Passing(nn.Module):
         return BadGradient.apply(self.inner(*args, **kwargs), self.how)
 
 
-@pytest.mark.parametrize("how", ["fills", "divides", "nothing"])
-@pytest.mark.parametrize("arch", ["bert", "llama", "t5", "vit", "whisper", "bloom"])
+@pytest.mark.parametrize(
+    ("arch", "how"),
+    [(arch, "divides") for arch in ("bert", "llama", "t5", "vit", "whisper", "bloom")]
+    + [("bert", "fills"), ("vit", "fills"), ("llama", "nothing"), ("t5", "nothing")],
+)
 def test_a_backward_of_ones_own_that_gives_nan_is_told_with_its_module(arch: str, how: str) -> None:
     chosen = named(arch)
     model, batch = built(chosen), batch_of(chosen)
@@ -837,14 +854,13 @@ def test_minilm_is_healthy(restored: Any, dtype: torch.dtype) -> None:
     assert_healthy(checked(restored.to(dtype), WORDS, backward=dtype == torch.float32))
 
 
-@pytest.mark.parametrize("layer", [0, 5])
 @pytest.mark.parametrize(
-    ("name", "index", "value"),
+    ("name", "index", "value", "layer"),
     [
-        ("attention.self.query.weight", (9, 100), math.inf),
-        ("attention.self.value.bias", (7,), math.inf),
-        ("intermediate.dense.weight", (1000, 3), -math.inf),
-        ("output.LayerNorm.weight", (383,), math.nan),
+        ("attention.self.query.weight", (9, 100), math.inf, 5),
+        ("attention.self.value.bias", (7,), math.inf, 0),
+        ("intermediate.dense.weight", (1000, 3), -math.inf, 5),
+        ("output.LayerNorm.weight", (383,), math.nan, 0),
     ],
 )
 def test_a_bad_number_in_minilm_is_found(
