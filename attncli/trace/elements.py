@@ -60,13 +60,22 @@ def explaining(
         return {(0, kind) for kind in sources}
     if op.kind in _ELEMENTWISE or op.name in _ELEMENTWISE_NAMES:
         try:
-            return {
-                (number, kind)
-                for number, kind in found
-                if bool((of_kind(operands[number][0], kind).expand(output.shape) & nan).any())
+            places = {
+                (n, kind): of_kind(operands[n][0], kind).expand(output.shape) & nan for n, kind in found
             }
         except RuntimeError:
-            pass  # shapes that are not broadcast
+            places = {}  # shapes that are not broadcast
+        left = nan.clone()
+        for (_, kind), place in places.items():
+            if kind == "nan":
+                left &= ~place
+        if places:
+            # Where an operand is NaN already, an Inf beside it explains nothing.
+            return {
+                one
+                for one, place in places.items()
+                if bool((place if one[1] == "nan" else place & left).any())
+            }
     telling = {(number, kind) for number, kind in found if kind == "nan"}
     return telling or set(found)
 

@@ -453,12 +453,16 @@ def _holds(tensor: Tensor, kind: str) -> bool:
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
+    """Whether a finite number of the first became another one, beyond rounding, or none at all."""
     if not first.is_floating_point() or not first.numel():
         return False
     first, second = first.double(), second.double()
+    shown = torch.isfinite(first)
+    if not bool(shown.any()):
+        return False
+    first, second = first[shown], second[shown]
     scale = first.abs().amax().clamp(min=second.abs().amax())
-    difference = (first - second).abs().amax()
-    return bool(difference > _DIFFERENT * scale) or bool(torch.isnan(difference))
+    return not bool((first - second).abs().amax() <= _DIFFERENT * scale)
 
 
 # --- records ------------------------------------------------------------------------------------------

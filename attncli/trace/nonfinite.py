@@ -578,8 +578,8 @@ def overwritten(op: Op, run: Ran, position: int, tensor: Tensor) -> bool:
 def keeps_fills(op: Op, given: Sequence[Operand]) -> bool:
     """Whether −Inf that was filled in to hide something still hides it after this operator."""
     if op.product:
-        # A mask may be what the product is added to; as a factor it gets into sums.
-        return len(given) == 3 and not given[1].bad and not given[2].bad
+        # A mask may be what a product is added to; as a factor it gets into sums.
+        return op.name.startswith(("add", "badd")) and not any(one.bad for one in given[1:])
     return op.kind in _KEEP_FILLS or op.name in _KEEPING_FILLS
 
 
