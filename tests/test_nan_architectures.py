@@ -327,12 +327,12 @@ def test_a_healthy_model_gives_no_origin(arch: Arch, kind: str, dtype: torch.dty
     assert all(report.run["operators_by_phase"][phase] > 0 for phase in ("forward", "backward", "optimizer"))
 
 
-@pytest.mark.parametrize(("arch", "kind"), alternating())
+@pytest.mark.parametrize(
+    ("arch", "kind"), [param for param in alternating() if param.values[0].type not in ("vit", "whisper")]
+)
 def test_a_healthy_padded_batch_gives_no_origin(arch: Arch, kind: str) -> None:
     """Left padding: rows of padding see nothing but padding, which a finite fill leaves harmless."""
     batch = batch_of(arch)
-    if "input_ids" not in batch:
-        pytest.skip("takes no tokens")
     mask = torch.ones(2, 12, dtype=torch.long)
     mask[1, :5] = 0
     model = built(arch, kind)
@@ -727,8 +727,7 @@ def training(
     return step
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-@pytest.mark.parametrize("arch", ["gpt2", "bart"])
+@pytest.mark.parametrize(("arch", "optimizer"), [("gpt2", "AdamW"), ("bart", "SGD")])
 def test_a_learning_rate_of_1e30_is_the_optimisers_fault(arch: str, optimizer: str) -> None:
     chosen = named(arch)
     model, batch = built(chosen).train(), batch_of(chosen)
