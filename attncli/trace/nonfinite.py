@@ -12,10 +12,8 @@ the backward pass is paired, by autograd's sequence number, with the forward ope
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import CodeType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from attncli.trace.elements import at_once, explaining, fine_elements, kinds_of, of_kind
 from attncli.trace.facts import Given, facts_of
 from attncli.trace.ops import Op
+from attncli.trace.origins import Place, user_place
 from attncli.trace.rewind import Rewind
 from attncli.trace.tape import ALIAS, LEAF, Node, Ran, Ref, Tape
 
@@ -39,16 +38,6 @@ class Trail(NamedTuple):
 
 
 Bad = dict[str, Trail]
-
-
-class Place(NamedTuple):
-    """A line of the user's code."""
-
-    code: CodeType
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.code.co_filename}:{self.line}"
 
 
 class Forward(NamedTuple):
@@ -513,21 +502,6 @@ def way(book: Nonfinite, origin: Origin, node: Node) -> list[Node]:
 
 def _came_from(book: Nonfinite, origin: Origin, node: Node) -> bool:
     return any(origin.number in trail.origins for trail in book.states.get(node.serial, {}).values())
-
-
-def user_place() -> Place | None:
-    """The innermost line of code that is neither torch's nor ours."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name.partition(".")[0] not in ("torch", "attncli"):
-            if frame.f_code.co_filename.startswith("<eval_with_key>"):
-                return None
-            return Place(frame.f_code, frame.f_lineno)
-        if frame.f_back is None:
-            return None
-        frame = frame.f_back
-    return None
 
 
 def is_view(func: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from attncli.trace.tape import Node, Tape
 
@@ -141,19 +141,34 @@ def kv_heads_of(key: Node, heads: int, given: int | None = None) -> int:
     return given or heads
 
 
-def user_line() -> str | None:
-    """The innermost line of code that is neither torch's nor ours; its file from the working directory on down."""
+class Place(NamedTuple):
+    """A line of the user's code; spelled with its file from the working directory on down."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{_shown(self.file)}:{self.line}"
+
+
+def user_place() -> Place | None:
+    """The innermost line of code that is neither torch's nor ours."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.partition(".")[0] not in ("torch", "attncli"):
             file = frame.f_code.co_filename
             # The code of an exported program is generated: its lines are nobody's.
-            return None if file.startswith("<eval_with_key>") else f"{_shown(file)}:{frame.f_lineno}"
+            return None if file.startswith("<eval_with_key>") else Place(file, frame.f_lineno)
         if frame.f_back is None:
             return None
         frame = frame.f_back
     return None
+
+
+def user_line() -> str | None:
+    place = user_place()
+    return str(place) if place is not None else None
 
 
 def _shown(file: str) -> str:

@@ -95,6 +95,8 @@ def place_of(case: Case) -> dict[str, Any] | None:
         return None
     if case.scores is not None:
         named = _in_scores(case, index)
+        if case.origin.op.kind in ("softmax", "log softmax"):
+            named.pop("key", None)  # a whole row is bad
         if named:
             return named
     return {"index": index}
