@@ -66,11 +66,16 @@ def _facts(origin: Origin) -> list[tuple[str, Text]]:
     if evidence.get("count") and evidence.get("of"):
         at += f" ({_grouped(evidence['count'])} of {_grouped(evidence['of'])} elements)"
     backward = f"the gradient of {evidence['forward_op']}" if evidence.get("forward_op") else ""
+    if not origin.at:
+        at = ""
+    echo = evidence.get("echo") or {}
+    first = f"{echo['op']} in {echo['module']}" if echo.get("module") else str(echo.get("op", ""))
     return [
         ("cause", Text(origin.cause)),
         ("line", Text(clean(origin.source or ""))),
         ("in", Text(backward)),
         ("at", Text(at)),
+        ("echo", Text(clean(first))),
         ("way", Text(_way(origin.path))),
         ("seen in", Text(_seen(evidence.get("seen") or ()))),
         ("proof", _proof(origin)),

@@ -483,8 +483,12 @@ def _record(
         origin.op.name,
         evidence.get("tensor") or origin.name,
     )
+    source = str(origin.place) if origin.place is not None else None
     if cause.name == "optimizer-step":
+        # What overflowed behind the step is its echo, and no place to look for the fault.
+        evidence = {**evidence, "echo": {"op": op, "module": module, "source": source, "at": at}}
         phase, op, module = "optimizer", "step", str(tensor).rpartition(".")[0]
+        source = at = None
     elif origin.role == "leaf":
         op, module = "leaf", str(origin.name or "").rpartition(".")[0] or module
     return records.Origin(
@@ -494,7 +498,7 @@ def _record(
         confirmed=confirmed,
         module=module,
         op=op,
-        source=str(origin.place) if origin.place is not None else None,
+        source=source,
         tensor=tensor,
         layer=None,
         at=at,
