@@ -135,7 +135,8 @@ class Replay(TorchDispatchMode):
                 if output.dtype in POISONED and output.device.type != "meta":
                     output.data.fill_(float("nan"))
         if before is not None:
-            self._settle(outputs, [t for t in _flat(before) if isinstance(t, Tensor)])
+            forced = alter is not None and alter.widen
+            self._settle(outputs, [t for t in _flat(before) if isinstance(t, Tensor)], forced)
         elif widen:
             for output in outputs:
                 self._wide.pop(_key(output), None)
@@ -183,15 +184,21 @@ class Replay(TorchDispatchMode):
         except (RuntimeError, NotImplementedError, TypeError):
             return None
 
-    def _settle(self, outputs: Sequence[Tensor], wide: Sequence[Tensor]) -> None:
-        """Takes what fits the model's dtype back into it, and keeps beside it what does not."""
+    def _settle(self, outputs: Sequence[Tensor], wide: Sequence[Tensor], forced: bool) -> None:
+        """Takes what fits the model's dtype back into it, and keeps beside it what does not.
+
+        What becomes 0 there does not fit either, where this operator itself is widened: an eps that underflows.
+        """
         with torch.no_grad():
             for output, value in zip(outputs, wide, strict=False):
                 if not output.is_floating_point() or value.shape != output.shape:
                     continue
                 fitting = value.to(output.dtype)
                 key = _key(output)
-                if bool(torch.isfinite(value).all()) and not bool(torch.isfinite(fitting).all()):
+                lost = ~torch.isfinite(fitting)
+                if forced:
+                    lost |= (fitting == 0) & (value != 0)
+                if bool(torch.isfinite(value).all()) and bool(lost.any()):
                     self._wide[key] = (StorageWeakRef(output.untyped_storage()), value)
                 else:
                     self._wide.pop(key, None)

@@ -272,7 +272,7 @@ Reader = Callable[[Op, Sequence[Given], Ran, list[int], Tensor, Tensor], Facts]
 _READERS: dict[str, Reader] = {
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot"), _product),
     **dict.fromkeys(
-        "sum mean var std var_mean std_mean linalg_vector_norm norm prod logsumexp amax amin nansum".split(),
+        "sum mean var std var_mean std_mean linalg_vector_norm norm prod cumsum logsumexp amax amin nansum".split(),
         _reduction,
     ),
     **dict.fromkeys("nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d".split(), _losses),

@@ -339,25 +339,34 @@ class _Proofs:
         if not self.repeats:
             return [(None, "the step did not repeat itself, so nothing could be proved")] * len(judged)
         left = self.symptoms_after(combined(changes))
-        found: list[tuple[bool | None, str]] = []
-        for number, ((case, _, _), change) in enumerate(zip(judged, changes, strict=False)):
+        found: list[tuple[bool | None, str]] = [(None, "not tried: too many origins")] * len(judged)
+        needed = set(range(len(changes)))
+        # The latest first: of several changes that each do, the first origin keeps its own.
+        for number in reversed(range(len(changes))):
+            case, change = judged[number][0], changes[number]
             if not case.seen:
-                found.append((True, f"{change.words}: the result is another"))
+                found[number] = (True, f"{change.words}: the result is another")
                 continue
             mine = [pair for pair in self.symptoms if pair[0] in case.seen]
             # Where the values themselves are cured, gradients that are still bad have a reason of their own.
             shown = [pair for pair in mine if pair[0].startswith("output")] or mine
             gone = not any(pair in left for pair in shown)
-            if gone and len(changes) > 1:
-                others = combined([other for at, other in enumerate(changes) if at != number])
-                if not any(pair in self.symptoms_after(others) for pair in shown):
-                    found.append((False, NOT_NEEDED))
+            if gone and len(needed) > 1:
+                others = self.symptoms_after(
+                    combined([changes[other] for other in sorted(needed - {number})])
+                )
+                if not any(pair in others for pair in shown):
+                    needed.discard(number)
+                    found[number] = (False, NOT_NEEDED)
                     continue
             rest = (
                 ", though gradients are not finite yet" if gone and any(pair in left for pair in mine) else ""
             )
-            found.append((gone, f"{change.words}: the symptom is {'gone' if gone else 'still there'}{rest}"))
-        return found + [(None, "not tried: too many origins")] * (len(judged) - len(changes))
+            found[number] = (
+                gone,
+                f"{change.words}: the symptom is {'gone' if gone else 'still there'}{rest}",
+            )
+        return found
 
     @property
     def repeats(self) -> bool:

@@ -85,6 +85,7 @@ def overflow_square(case: Case) -> Evidence | None:
         or not case.values
         or not math.isfinite(case.values[0])
         or case.values[0] == 0
+        or "nan" in case.origin.kinds
     ):
         return None
     power = case.facts["scalars"][0] if case.facts.get("scalars") else 2.0
