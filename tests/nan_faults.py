@@ -31,8 +31,8 @@ class Fault:
     tensor: str | None = None
     # The step gives finite numbers, which are wrong.
     silent: bool = False
-    # Why the cause cannot be proved by a repetition, where it cannot.
-    unproved: str = ""
+    # Of a gradient, the forward operator (or autograd function) that it belongs to.
+    forward: str = ""
 
     @property
     def name(self) -> str:
@@ -643,7 +643,7 @@ FAULTS: tuple[Fault, ...] = (
         SOFTMAX,
         ("mask-wrong-sign",),
     ),
-    Fault(root_of_zero, f"{PT} 2421", "backward", ("div",), ("singular-gradient",)),
+    Fault(root_of_zero, f"{PT} 2421", "backward", ("div",), ("singular-gradient",), forward="sqrt"),
     Fault(where_with_exp, f"{PT} 68425", "forward", ("exp",), ("where-trap",)),
     Fault(where_with_sqrt, f"{PT} 187297", "forward", ("sqrt",), ("where-trap",)),
     Fault(log_of_softmax, "a loss written by hand", "forward", ("log",), ("log-of-zero",)),
@@ -669,14 +669,24 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(feature_of_nan, "a batch", "input", ("leaf",), ("bad-input",), tensor="input"),
     Fault(learning_rate_too_large, "a training run", "optimizer", ("step",), ("optimizer-step",), module="*"),
-    Fault(clipping_spreads_it, f"{PT} 46849", "backward", ("div",), ("singular-gradient",)),
+    Fault(clipping_spreads_it, f"{PT} 46849", "backward", ("div",), ("singular-gradient",), forward="sqrt"),
     Fault(entropy_by_hand, f"{PT} 40553", "forward", ("mul",), ("mask-arithmetic",)),
     Fault(
-        backward_of_ones_own, "Dao-AILab/flash-attention 1052", "backward", ("div",), ("division-by-zero",)
+        backward_of_ones_own,
+        "Dao-AILab/flash-attention 1052",
+        "backward",
+        ("div",),
+        ("division-by-zero",),
+        forward="Halved",
     ),
     Fault(temperature_of_zero, "QwenLM/Qwen 620", "forward", ("div",), ("division-by-zero",)),
     Fault(
-        loss_scale_too_high, "a training run", "backward", ("_to_copy", "mul", "mm"), ("overflow-gradient",)
+        loss_scale_too_high,
+        "a training run",
+        "backward",
+        ("_to_copy", "mul", "mm"),
+        ("overflow-gradient",),
+        forward="ToCopy",
     ),
     Fault(softmax_without_the_maximum, "a softmax written by hand", "forward", ("exp",), ("overflow-exp",)),
     Fault(
@@ -694,13 +704,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(cast_beyond_float16, "features in float16", "forward", ("_to_copy",), ("overflow-cast",)),
     Fault(where_with_division, f"{PT} 68425", "forward", ("reciprocal", "div"), ("where-trap",)),
     Fault(cosine_of_zero, "sentence embeddings", "forward", ("div",), ("division-by-zero",)),
-    Fault(distance_to_itself, "a contrastive loss", "backward", ("div",), ("singular-gradient",)),
+    Fault(
+        distance_to_itself, "a contrastive loss", "backward", ("div",), ("singular-gradient",), forward="sqrt"
+    ),
     Fault(
         fractional_power_of_zero,
         "a generalised mean",
         "backward",
         ("mul", "pow"),
         ("singular-gradient", "division-by-zero"),
+        forward="pow",
     ),
     Fault(power_of_a_negative_number, "a gamma correction", "forward", ("pow",), ("outside-domain",)),
     Fault(divergence_with_log_of_zero, "a divergence by hand", "forward", ("log",), ("log-of-zero",)),
@@ -711,6 +724,7 @@ FAULTS: tuple[Fault, ...] = (
         "backward",
         ("rsqrt", "div", "mul"),
         ("singular-gradient", "division-by-zero"),
+        forward="acos",
     ),
     Fault(masked_action_is_taken, "a masked policy", "forward", ("nll_loss_forward",), ("label-masked",)),
     Fault(exp_of_a_log_variance, "a variational autoencoder", "forward", ("exp",), ("overflow-exp",)),
@@ -722,5 +736,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         optimiser_eps_of_zero, "Adam with eps=0", "optimizer", ("addcdiv",), ("optimizer-eps",), tensor="a"
     ),
-    Fault(scaler_that_never_recovers, "a training run", "backward", ("div",), ("singular-gradient",)),
+    Fault(
+        scaler_that_never_recovers,
+        "a training run",
+        "backward",
+        ("div",),
+        ("singular-gradient",),
+        forward="sqrt",
+    ),
 )
