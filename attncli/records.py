@@ -239,7 +239,8 @@ class Call:
     `scale`: the product of all scalar factors on q·k between the projections and the normaliser;
     `factors` says where each stood: "query", "key" (before the product), "scores" (after it), "kernel".
     `stored`: what the product writes to memory in `scores_dtype`: "raw" q·k, "scaled" q·k, or "nothing" (fused).
-    `mask_kind`: "none", "causal", "sliding window", "future only", "padding", "other", joined by " + ", with
+    `mask_kind`: "none", "causal", "sliding window", "future only", "padding", "other", "0/1 bias (causal)" or
+    "(padding)" and "zero fill (…)" where zeros and ones hide nothing, joined by " + ", with
     "bias" for a finite additive one. `causal_offset`: key j is visible to query i where
     j ≤ i + offset + (S − T): 0 is right, −1 hides the diagonal, 1 shows one future key; None where not causal.
     `softmax_axis`: what the normaliser sums over. "keys" is right; "channels" is a design of its own; "queries",

@@ -660,3 +660,9 @@ def test_help_tells_what_is_done_and_imports_no_tensor_library(tmp_path: Path) -
     )
     assert {"torch", "numpy", "attncli.api", "attncli.model", "attncli.trace"}.isdisjoint(done.stderr.split())
     assert "Find where a NaN or Inf was born" in done.stdout
+
+
+def test_a_search_for_nan_takes_no_layer(attncli_run: Command) -> None:
+    result = attncli_run("code.py:healthy", "--layer", "layers.1")
+    assert result.code == 2
+    assert "looks at every operator" in result.err

@@ -64,7 +64,6 @@ def nan_check_model(
     trust_remote_code: bool = False,
     device_map: str | None = None,
     offload_folder: str | None = None,
-    layers: Sequence[str] = (),
     backward: bool = False,
     steps: int = 0,
     optimizer: str = "adamw",
@@ -117,6 +116,7 @@ def nan_check_model(
             model.module,
             step,
             backward=gradients,
+            summed=True,
             confirm=confirm,
             on_operator=tick,
             limit=limit,
@@ -148,9 +148,12 @@ def nan_check_model(
 def _what_if(found: Found, plain: Found, dtype: str) -> Found:
     """What running in another dtype gave, with what the run before had predicted."""
     predicted, origins = len(plain.beyond), len(found.origins)
+    places = list(dict.fromkeys(f"{one['op']} in {one['module'] or 'the model'}" for one in plain.beyond))
+    named = f" ({', '.join(places[:_NAMED])}{' …' if len(places) > _NAMED else ''})" if places else ""
     note = (
         f"what if {dtype}: {predicted} operator{'s' if predicted != 1 else ''} of the run as it is made numbers "
-        f"beyond {dtype}; run in {dtype}, {origins} origin{'s' if origins != 1 else ''} of NaN or Inf were found"
+        f"beyond {dtype}{named}; run in {dtype}, {origins or 'no'} origin{'s' if origins != 1 else ''} of NaN or Inf "
+        f"{'was' if origins == 1 else 'were'} found"
     )
     return found._replace(notes=(*found.notes, note), beyond=plain.beyond)
 
@@ -205,3 +208,8 @@ def _placed(origin: Origin, layers: Sequence[Layer]) -> Origin:
         layer for layer in layers if origin.module == layer.path or origin.module.startswith(f"{layer.path}.")
     ]
     return replace(origin, layer=max(inside, key=lambda layer: len(layer.path)).id) if inside else origin
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+_NAMED = 3  # places named in a sentence

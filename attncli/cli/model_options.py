@@ -206,6 +206,7 @@ def run_and_report(command: str, model: str, running: Running, reporting: Report
     with out.progress_bar(reporting.quiet) as progress, redirect_stdout(sys.stderr):
         settings = {**_settings(running), **own}
         if command == "nan-check":
+            settings.pop("layers")
             report = api.nan_check_model(model, **settings, progress=progress)
         else:
             report = api.measure_model(command, model, **settings, progress=progress)

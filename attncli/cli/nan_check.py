@@ -73,6 +73,9 @@ def nan_check(
     update it came from. The step is then repeated with that one thing changed. A healthy model gives exit
     code 0 and the room that is left.
     """
+    if running.layer:
+        problem = "a search for NaN looks at every operator, wherever it ran."
+        raise UsageError("--layer", problem, "Leave it out.")
     if save_repro is not None:
         if save_repro.suffix != ".py":
             raise UsageError(

@@ -9,6 +9,7 @@ float64 beside the model's own dtype, until it fits that dtype again.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -122,9 +123,9 @@ class Replay(TorchDispatchMode):
         before = (
             self._widened(func, args, kwargs, forced=alter is not None and alter.widen) if widen else None
         )
-        for at in op.writes:
-            for target in tensors_of(args[at : at + 1], {}):
-                self.outside.protect(target)
+        written = [t for at in op.writes for t in tensors_of(args[at : at + 1], {})]
+        for target in written:
+            self.outside.protect(target)
         result = func(*args, **kwargs)
         outputs = [t for t in _flat(result) if isinstance(t, Tensor)]
         if not op.writes and not is_view(func):
@@ -142,7 +143,7 @@ class Replay(TorchDispatchMode):
                 self._wide.pop(_key(output), None)
         if alter is not None and alter.after is not None:
             with torch.no_grad():
-                alter.after(outputs)
+                alter.after([*outputs, *written])
         return result
 
     def _spot(self, name: str) -> Spot:
@@ -159,7 +160,8 @@ class Replay(TorchDispatchMode):
 
     def _alter(self, before: Callable[[list[Tensor]], None], tensors: list[Tensor]) -> None:
         # By `.data`, which leaves autograd's version counters alone.
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of writing to expanded tensors
             for tensor in tensors:
                 self.outside.protect(tensor)
             before([t.data for t in tensors])
@@ -219,7 +221,7 @@ def _finite(case: Case) -> Change:
 
 def _replace(case: Case) -> Change:
     origin = case.origin
-    what = origin.name or "what was never written"
+    what = origin.name or "that tensor"
     if origin.role == "unwritten":
         return Change("with zeros in the reserved memory", {origin.at: Alter(after=_cleaned)})
     return Change(
@@ -283,10 +285,10 @@ def _nudge(case: Case) -> Change:
         return _finite(case)  # the divisor is a number in the code
 
     def moved(tensors: list[Tensor]) -> None:
-        floats = [t for t in tensors if t.is_floating_point()]
+        floats = [t for t in tensors if t.is_floating_point() or t.is_complex()]
         target = floats[1] if denominator and len(floats) > 1 else floats[0]
         bad = (target == 0) | ~torch.isfinite(target)
-        if op in _POSITIVE:
+        if op in _POSITIVE and not target.is_complex():
             bad = bad | (target < 0)
         if op in _EXPONENTIAL:
             bad = bad | ~torch.isfinite(target.exp())
@@ -324,6 +326,8 @@ def _cleaned(tensors: list[Tensor]) -> None:
     for tensor in tensors:
         if tensor.is_floating_point():
             tensor.data.nan_to_num_(0.0, 0.0, 0.0)
+        elif tensor.is_complex():
+            torch.view_as_real(tensor.data).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _chain(node: Node, most: int) -> Iterator[Node]:

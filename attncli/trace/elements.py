@@ -13,8 +13,7 @@ from attncli.trace.tape import Ran
 
 def at_once(tensor: Tensor) -> tuple[float, float]:
     """Smallest and largest element, NaN where there is one."""
-    if tensor.dtype in _NOT_COMPARED:
-        tensor = tensor.float()
+    tensor = _comparable(tensor)
     if tensor.device.type == "cpu":
         return float(tensor.amin()), float(tensor.amax())
     low, high = torch.stack(torch.aminmax(tensor)).tolist()
@@ -23,16 +22,24 @@ def at_once(tensor: Tensor) -> tuple[float, float]:
 
 def kinds_of(tensor: Tensor) -> tuple[str, ...]:
     """Which of "nan", "+inf" and "-inf" a tensor holds."""
-    if tensor.dtype in _NOT_COMPARED:
-        tensor = tensor.float()
+    tensor = _comparable(tensor)
     found = torch.stack(
         (torch.isnan(tensor).any(), torch.isposinf(tensor).any(), torch.isneginf(tensor).any())
     )
     return tuple(kind for kind, there in zip(("nan", "+inf", "-inf"), found.tolist(), strict=True) if there)
 
 
+def _comparable(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, and dtypes of eight bits in float32."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.detach().resolve_conj())
+    return tensor.float() if tensor.dtype in _NOT_COMPARED else tensor
+
+
 def of_kind(tensor: Tensor, kind: str) -> Tensor:
-    """Where a tensor holds this kind of value."""
+    """Where a tensor holds this kind of value; a complex number does where one of its parts does."""
+    if tensor.is_complex():
+        return of_kind(_comparable(tensor), kind).any(-1)
     if tensor.dtype in _NOT_COMPARED:
         tensor = tensor.float()
     if kind == "nan":
@@ -88,7 +95,10 @@ def fine_elements(
     `operands`: the values before the operator ran, each with the kinds of bad values that stand there on
     purpose: those count as finite.
     """
-    masks = [_fine(value, intended) if value.is_floating_point() else None for value, intended in operands]
+    masks = [
+        _fine(value, intended) if value.is_floating_point() or value.is_complex() else None
+        for value, intended in operands
+    ]
     if op.kind == "product" and op.name in _PRODUCTS:
         return _of_product(op, masks, output)
     if op.kind in ("softmax", "log softmax"):
@@ -111,6 +121,8 @@ def _fine(value: Tensor, intended: Sequence[str]) -> Tensor:
     if value.dtype in _NOT_COMPARED:
         value = value.float()
     fine = torch.isfinite(value)
+    if value.is_complex():
+        return fine
     if "+inf" in intended:
         fine = fine | torch.isposinf(value)
     if "-inf" in intended:

@@ -239,7 +239,12 @@ def _extremes(given: Sequence[Given]) -> list[dict[str, Any]]:
     found = []
     for one in given:
         value = one.value
-        if value.is_floating_point() and value.numel():
+        if (
+            value.is_floating_point()
+            and value.layout == torch.strided
+            and not value.is_nested
+            and value.numel()
+        ):
             finite = torch.nan_to_num(value.detach(), 0.0, 0.0, 0.0)
             found.append(
                 {
@@ -258,10 +263,13 @@ def _at(value: Tensor, index: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 
 def _number(value: Tensor) -> float:
-    return float(value)
+    """One element; of a complex number its magnitude."""
+    return float(value.abs() if value.is_complex() else value)
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        tensor = tensor.abs()
     return tensor.detach().float() if tensor.device.type == "mps" else tensor.detach().double()
 
 

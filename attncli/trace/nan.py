@@ -62,25 +62,27 @@ def find(
     backward: bool = True,
     confirm: bool = True,
     on_operator: Callable[[int], None] | None = None,
+    summed: bool = False,
     limit: str | None = None,
     capture: bool = False,
 ) -> Found:
     """Runs `step(model)` once, and again for each proof.
 
-    `backward`: also `.backward()` of the loss that the step returns (a scalar, its `.loss`, or the sum of its
-    floating outputs), unless the step has run a backward pass itself. `limit`: a dtype; operators whose numbers it
-    would not hold are listed. `capture`: the operator at the first birth is kept with its operands. Afterwards the
-    model is as one run of the step leaves it. Errors: whatever the step raises, unless what it tripped over was found.
+    `backward`: also `.backward()` of the loss that the step returns (a scalar or its `.loss`; with `summed` also the
+    sum of its floating outputs), unless the step has gathered gradients itself. `limit`: a dtype; operators whose
+    numbers it would not hold are listed. `capture`: the operator at the first birth is kept with its operands.
+    Afterwards the model is as one run of the step leaves it. Errors: whatever the step raises, unless what it tripped
+    over was found.
     """
     rewind = Rewind(enabled=confirm or capture)
     rewind.begins(model)
-    run = _run(model, step, backward, rewind, on_operator, LARGEST[limit] if limit else math.inf)
+    run = _run(model, step, backward, summed, rewind, on_operator, LARGEST[limit] if limit else math.inf)
     book = run.book
     cases = _cases(run)
     with ExitStack() as stack:
         if cases and rewind.enabled:
             stack.enter_context(rewind.kept(model))
-        repeater = _Proofs(model, step, backward, rewind, run)
+        repeater = _Proofs(model, step, backward, summed, rewind, run)
         proofs = repeater if confirm else None
         judged = [(case, *cause_of(case)) for case in cases]
         silent = [(case, cause, evidence) for case, cause, evidence in judged if not case.seen]
@@ -119,6 +121,7 @@ def _run(
     model: Any,
     step: Callable[[Any], Any],
     backward: bool,
+    summed: bool,
     rewind: Rewind,
     on_operator: Callable[[int], None] | None,
     limit: float,
@@ -135,8 +138,9 @@ def _run(
     with watched(model, tape, book), _optimizers(tape, book), _inputs(model, tape), tape:
         try:
             run.result = step(model)
-            book.own_backward = book.phases["backward"] > 0
-            _backward(run.result, backward and not book.own_backward)
+            own_backward = book.own_backward
+            _backward(run.result, backward and not own_backward, summed)
+            book.own_backward = own_backward
         except Exception as error:  # noqa: BLE001 - raised again unless its origin is found
             run.raised = error
     if tape.failure is not None:
@@ -147,6 +151,8 @@ def _run(
             continue
         if name.startswith("gradient of") and tape.node(tensor).op is LEAF:
             continue
+        if trail is not None and all(book.origins[number].name == name[7:] for number in trail.origins):
+            continue  # what a buffer held before and still holds, as the unwritten slots of a cache do
         if name.startswith("gradient of") and _is_guarded(book):
             continue
         run.seen.append((name, kind, trail, tape.node(tensor)))
@@ -161,21 +167,27 @@ def _is_about_numbers(error: Exception) -> bool:
     return bool(re.search(_NUMBERS, str(error), re.IGNORECASE))
 
 
-def _backward(result: Any, wanted: bool) -> None:
-    loss = loss_of(result) if wanted else None
-    if loss is not None:
+def _backward(result: Any, wanted: bool, summed: bool) -> None:
+    loss = loss_of(result, summed) if wanted else None
+    if loss is None:
+        return
+    try:
         loss.backward()
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        # The step has run its backward pass already, and nothing of it was gathered.
 
 
-def loss_of(result: Any) -> Tensor | None:
-    """A scalar, the `.loss` of an output, or the sum of all floating outputs that have a gradient."""
+def loss_of(result: Any, summed: bool = True) -> Tensor | None:
+    """A scalar, the `.loss` of an output, or, `summed`, all floating outputs that have a gradient."""
     own = getattr(result, "loss", None)
     if isinstance(own, Tensor) and own.requires_grad:
         return own
     tensors = [t for _, t in _tensors("output", result) if t.is_floating_point() and t.requires_grad]
     if len(tensors) == 1 and tensors[0].dim() == 0:
         return tensors[0]
-    return sum((t.sum() for t in tensors[1:]), tensors[0].sum()) if tensors else None
+    return sum((t.sum() for t in tensors[1:]), tensors[0].sum()) if tensors and summed else None
 
 
 @contextmanager
@@ -323,9 +335,18 @@ class _Proofs:
     """Repeats a step with changes. `repeats`: whether an unchanged repetition shows the same symptom."""
 
     def __init__(
-        self, model: Any, step: Callable[[Any], Any], backward: bool, rewind: Rewind, run: _Run
+        self,
+        model: Any,
+        step: Callable[[Any], Any],
+        backward: bool,
+        summed: bool,
+        rewind: Rewind,
+        run: _Run,
     ) -> None:
-        self.model, self.step, self.backward, self.rewind, self.run = model, step, backward, rewind, run
+        self.model, self.step, self.rewind, self.run = model, step, rewind, run
+        self.backward, self.summed = backward and not run.book.own_backward, summed
+        # Why a repetition ended early where the first run had not.
+        self.ended = ""
         self.symptoms = [(name, kind) for name, kind, _, _ in run.seen]
         self.asked: set[int] = set()
         self.spots: dict[int, Spot] = {}
@@ -337,7 +358,12 @@ class _Proofs:
         changes = [change_of(case, cause.change) for case, cause, _ in judged[:_MOST_PROOFS]]
         self.asked = {at for change in changes for at in change.alters}
         if not self.repeats:
-            return [(None, "the step did not repeat itself, so nothing could be proved")] * len(judged)
+            why = (
+                f"the step could not be repeated ({self.ended})"
+                if self.ended
+                else "the step did not repeat itself"
+            )
+            return [(None, f"{why}, so nothing could be proved")] * len(judged)
         left = self.symptoms_after(combined(changes))
         found: list[tuple[bool | None, str]] = [(None, "not tried: too many origins")] * len(judged)
         needed = set(range(len(changes)))
@@ -371,15 +397,15 @@ class _Proofs:
     @property
     def repeats(self) -> bool:
         if self._repeats is None:
-            self._repeats = not self.symptoms or set(self.symptoms_after(Change("", {}))) == set(
-                self.symptoms
-            )
+            same = not self.symptoms or set(self.symptoms_after(Change("", {}))) == set(self.symptoms)
+            self._repeats = same and not self.ended
         return self._repeats
 
     def symptoms_after(self, change: Change) -> list[tuple[str, str]]:
         """Those symptoms of the first run that a repetition with this change still shows."""
         result, raised, replay = self._again(change)
         if raised is not None:
+            self.ended = type(raised).__name__ if self.run.raised is None else ""
             left = list(self.symptoms)
         else:
             left = []
@@ -444,7 +470,7 @@ class _Proofs:
             stack.enter_context(replay)
             try:
                 result = self.step(self.model)
-                _backward(result, self.backward and not self.run.book.own_backward)
+                _backward(result, self.backward, self.summed)
             except Exception as error:  # noqa: BLE001 - a repetition that cannot run proves nothing
                 return None, error, replay
         return result, None, replay
@@ -540,10 +566,22 @@ def _headroom(book: Nonfinite) -> dict[str, tuple[float, str, str]]:
 
 def _notes(run: _Run) -> Iterator[str]:
     book = run.book
+    named = {number for _, _, trail, _ in run.seen if trail is not None for number in trail.origins}
     if run.raised is not None:
         yield f"the step raised {type(run.raised).__name__}: {run.raised}"
     if book.skipped:
         yield f"the loss scaler skipped {sum(book.skipped)} of {len(book.skipped)} optimiser steps"
+    dropped = [
+        origin
+        for origin in book.origins
+        if origin.role == "birth"
+        and "nan" in origin.kinds
+        and not origin.hidden
+        and origin.number not in named
+    ]
+    if dropped:
+        where = dropped[0].place or dropped[0].module or "the model"
+        yield f"{dropped[0].op.name} ({where}) made NaN that reaches nothing the step gives"
     if book.unread:
         yield f"{book.unread} tensors are of kinds that cannot be looked into (sparse, nested)"
 

@@ -27,7 +27,7 @@ from attncli.trace.origins import Place, user_place
 from attncli.trace.rewind import Rewind
 from attncli.trace.tape import ALIAS, LEAF, Node, Ran, Ref, Tape
 
-Role = Literal["birth", "fill", "leaf", "unwritten"]
+Role = Literal["birth", "fill", "leaf", "unwritten", "outside"]
 
 
 class Trail(NamedTuple):
@@ -57,7 +57,7 @@ class Origin:
     `forward`: the operator whose gradient was being computed. `masks`: origins of intended values that took
     part. `absorbed`: operators that made finite numbers of it by arithmetic; `hidden`: those that chose other
     values instead. `step`: how many optimiser steps had been taken. Of a leaf, `at` and `position` are the operator
-    and the operand where it was met first.
+    and the operand where it was met first; of a value that was written to outside torch, where it was read.
     """
 
     number: int
@@ -78,6 +78,7 @@ class Origin:
     hidden: list[Node] = field(default_factory=list)
     step: int = 0
     position: int = 0
+    reader: Node | None = None
 
 
 class Operand(NamedTuple):
@@ -113,7 +114,7 @@ class Nonfinite:
     skipped: list[bool] = field(default_factory=list)
     # The newest value that is bad and was not meant to be.
     last: Node | None = None
-    # Whether the step itself ran a backward pass.
+    # Whether gradients were gathered: a call of autograd.grad gathers none.
     own_backward: bool = False
     _seen: set[int] = field(default_factory=set)
     _absmax: dict[str, float] = field(default_factory=dict)
@@ -160,7 +161,7 @@ class Nonfinite:
             return
         states = self.states
         bad = bool(states) and any(ref.node.serial in states for ref in nodes[0].operands)
-        if not bad and is_view(run.func):
+        if not bad and is_view(run.func) and _is_readable(run.args[0]):
             return
         tensors: list[Tensor] | None = None
         groups: list[list[int]] | None = None
@@ -211,9 +212,12 @@ class Nonfinite:
         bad: Bad = {}
         fine: dict[bool, Tensor | None] = {}
         born: list[str] = []
+        given = [self._as_read(tape, one, node, phase, number) for number, one in enumerate(given)]
         for kind in kinds_of(output):
             sources = self._sources(op, kind, given, run, output)
-            written = kind in literals or (kind != "nan" and bool(literals - {"nan"}))
+            # A factor or a difference may turn the sign of the Inf that was written.
+            turned = kind != "nan" and bool(literals - {"nan"}) and op.kind in ("factor", "sum")
+            written = kind in literals or turned
             if written and op.kind in _FILLS:
                 number = self._origin("fill", (kind,), phase, op, node, tape).number
                 bad[kind] = Trail(kind != "nan", (number,))
@@ -263,6 +267,21 @@ class Nonfinite:
             self.last = node
         if op.kind == "lookup":
             self._looked_up(node, given, bad)
+
+    def _as_read(self, tape: Tape, one: Operand, reader: Node, phase: str, position: int) -> Operand:
+        """An operand that was finite when it was made and is not when it is read was written to outside torch."""
+        if one.bad or not _is_readable(one.value):
+            return one
+        low, high = self._look(one.value)
+        if is_finite(low) and is_finite(high):
+            return one
+        kinds = kinds_of(one.value)
+        origin = self._origin("outside", kinds, phase, one.ref.node.op, one.ref.node, tape)
+        origin.at, origin.position, origin.reader = reader.at, position, reader
+        origin.facts = facts_of(LEAF, [], None, one.value, ~torch.isfinite(one.value))
+        bad = {kind: Trail(False, (origin.number,)) for kind in kinds}
+        self.states[one.ref.node.serial] = bad
+        return one._replace(bad=bad)
 
     def _sources(
         self, op: Op, kind: str, given: Sequence[Operand], run: Ran, output: Tensor
@@ -362,7 +381,8 @@ class Nonfinite:
         origin.facts = facts_of(LEAF, [], None, tensor, ~torch.isfinite(tensor))
         # −Inf in what is no parameter is a mask, or the logarithm of silence; what comes of it will show.
         self.states[node.serial] = {
-            kind: Trail(_is_meant(kind, phase, bool(name or inputs)), (origin.number,)) for kind in kinds
+            kind: Trail(_is_meant(kind, phase, bool(name or inputs), tensor.numel()), (origin.number,))
+            for kind in kinds
         }
 
     def _alias(self, node: Node, tensor: Tensor) -> None:
@@ -412,7 +432,9 @@ class Nonfinite:
     # --- phases ---------------------------------------------------------------------------------------
 
     def _phase(self, tape: Tape, op: Op, node: Node) -> str:
-        if torch._C._current_autograd_node() is not None:
+        running = torch._C._current_autograd_node()
+        if running is not None:
+            self.own_backward = self.own_backward or "AccumulateGrad" in running.name()
             return "backward"
         sequence = torch._C._autograd._get_sequence_nr()
         if sequence != self._sequence:
@@ -564,11 +586,11 @@ def _joined(sources: Sequence[tuple[Node, Trail]]) -> Trail:
     return Trail(not unintended, origins[:_MOST_KEPT])
 
 
-def _is_meant(kind: str, phase: str, known: bool) -> bool:
-    """Whether a leaf's Inf is a mask or the like: −Inf in what is no parameter, any Inf in a constant of the code."""
+def _is_meant(kind: str, phase: str, known: bool, elements: int) -> bool:
+    """Whether a leaf's Inf is a mask or the like: −Inf in what is no parameter, Inf as a constant of the code."""
     if kind == "nan":
         return False
-    return not known or (kind == "-inf" and phase != "parameter")
+    return (kind == "-inf" and phase != "parameter") or (not known and elements == 1)
 
 
 def _intended_signs(bad: Bad) -> tuple[str, ...]:
@@ -576,7 +598,9 @@ def _intended_signs(bad: Bad) -> tuple[str, ...]:
 
 
 def _is_readable(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.numel() > 0 and tensor.device.type != "meta"
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.device.type == "meta":
+        return False
+    return tensor.layout == torch.strided and not tensor.is_nested and tensor.numel() > 0
 
 
 def _flat(value: Any) -> Iterator[Any]:

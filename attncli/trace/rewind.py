@@ -160,7 +160,10 @@ def _gradient_value(parameter: Tensor) -> Callable[[], None]:
 
 
 def _buffers(module: nn.Module) -> Callable[[], None]:
-    buffers, training = dict(module._buffers), module.training
+    training = module.training
+    if isinstance(module, torch.jit.ScriptModule):  # its buffers are written to, never exchanged
+        return lambda: setattr(module, "training", training)
+    buffers = dict(module._buffers)
 
     def put_back() -> None:
         module._buffers.update(buffers)

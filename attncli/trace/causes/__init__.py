@@ -16,6 +16,7 @@ from attncli.trace.causes.leaves import (
     table_row,
     unwritten,
     written_nan,
+    written_outside,
 )
 from attncli.trace.causes.masks import (
     escaped_fill,
@@ -91,11 +92,19 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "bad-leaf",
         leaf,
-        says="the {kind_of_leaf} {tensor} holds {what} among {of} elements before anything ran{slices}",
+        says="{subject} holds {what} among {of} elements before anything ran{slices}",
         advice=(
             "The fault lies before this run: in the file, the initialisation, the data, or in memory "
             "never written."
         ),
+        change="replace",
+    ),
+    Cause(
+        "written-outside",
+        written_outside,
+        says="a tensor of shape {shape} was finite when {made} made it, and is not when {reader} reads it: something "
+        "outside torch wrote to it",
+        advice="Look for NumPy arrays and custom kernels that share its memory.",
         change="replace",
     ),
     Cause(

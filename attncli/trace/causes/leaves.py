@@ -36,13 +36,30 @@ def leaf(case: Case) -> Evidence | None:
     if slots and len(slots) < 8:
         numbers = ", ".join(map(str, slots))
         slices = f", all of them at {numbers} of axis {facts['axis']}"
-    named = case.origin.name or f"of shape {tuple(case.origin.node.shape)}"
+    shape = tuple(case.origin.node.shape)
+    named = (
+        f"the {case.origin.phase} {case.origin.name}" if case.origin.name else f"a tensor of shape {shape}"
+    )
     return {
-        "tensor": named,
+        "tensor": case.origin.name,
+        "subject": named,
         "what": what,
         "of": facts["of"],
         "slices": slices,
         "kind_of_leaf": case.origin.phase,
+    }
+
+
+def written_outside(case: Case) -> Evidence | None:
+    """Memory that NumPy, or a kernel that does not say what it writes to, has changed."""
+    if case.origin.role != "outside":
+        return None
+    reader = case.origin.reader
+    shape = tuple(case.origin.node.shape)
+    return {
+        "made": case.name,
+        "shape": shape,
+        "reader": reader.op.name if reader is not None else "an operator",
     }
 
 

@@ -165,6 +165,6 @@ def overflow_gradient(case: Case) -> Evidence | None:
                 **found,
                 "exact": exact,
                 "op": case.name,
-                "forward_op": case.origin.forward.op if case.origin.forward else None,
+                "forward_op": case.origin.forward.op if case.origin.forward else "an accumulated gradient",
             }
     return None

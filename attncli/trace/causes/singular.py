@@ -66,7 +66,7 @@ def empty(case: Case) -> Evidence | None:
 
 def zero_variance(case: Case) -> Evidence | None:
     """A normalisation of a constant row, without eps."""
-    if case.origin.op.kind == "norm" and case.facts.get("variance") == 0:
+    if case.origin.op.kind == "norm" and 0 in (case.facts.get("variance"), case.facts.get("eps")):
         return {"eps": case.facts.get("eps"), "reduced": case.facts.get("reduced")}
     if case.name not in ("div", "rsqrt", "mul"):
         return None
@@ -152,6 +152,9 @@ SINGULAR_GRADIENTS = {
     "acos": "the derivative is infinite at ±1",
     "asin": "the derivative is infinite at ±1",
     "atan2": "the derivative is not defined at 0, 0",
+    "_linalg_eigh": "the gradient of eigenvectors is not defined for equal eigenvalues",
+    "linalg_eig": "the gradient of eigenvectors is not defined for equal eigenvalues",
+    "_linalg_svd": "the gradient of singular vectors is not defined for equal singular values",
     "prod": "the derivative is not defined for several zeros",
     "xlogy": "log y is infinite at y = 0",
     "_cdist_forward": "the gradient of a distance is not defined at 0",
