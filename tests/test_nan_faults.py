@@ -1,10 +1,18 @@
-"""Every fault of the suite is named as what it is, and nothing is said of its healthy twin."""
+"""Every fault of the suite is named as what it is, and nothing is said of its healthy twin.
+
+That a fault is one, and its twin none, is seen without attncli first: the step is run, and what it leaves is looked at.
+"""
 
 from __future__ import annotations
 
+import linecache
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 import torch
-from nan_faults import FAULTS, Fault
+from nan_faults import FAULTS, HEALTHY, Built, Fault, two_at_once
+from torch import Tensor, nn
 
 import attncli
 from attncli.api import Report
@@ -21,6 +29,55 @@ def told(report: Report) -> str:
         f"{o.phase} | {o.module} | {o.op} | {o.cause} | {o.tensor} | {o.confirmed} | {o.message}"
         for o in report.origins
     )
+
+
+@pytest.fixture
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """As torch fills it in its deterministic mode; otherwise it holds whatever was there."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def line_of(source: str | None) -> str:
+    file, _, line = (source or ":0").rpartition(":")
+    return linecache.getline(file, int(line))
+
+
+def finite_after(built: Built) -> bool:
+    """Whether the step leaves numbers: in what it gives, in gradients, and in what was a number of the parameters."""
+    model, step = built
+    before = {name: torch.isfinite(parameter) for name, parameter in model.named_parameters()}
+    try:
+        result = step(model)
+    except RuntimeError as error:
+        if "inf" not in str(error):
+            raise
+        return False
+    if isinstance(result, Tensor) and result.requires_grad and not gradients(model):
+        result.backward()
+    kept = [parameter[before[name]] for name, parameter in model.named_parameters() if name in before]
+    return all(bool(torch.isfinite(one).all()) for one in (*tensors(result), *gradients(model), *kept))
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def tensors(result: Any) -> Iterator[Tensor]:
+    if isinstance(result, Tensor):
+        yield result
+    elif isinstance(result, dict | tuple | list):
+        for one in result.values() if isinstance(result, dict) else result:
+            yield from tensors(one)
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_fault_is_one_and_its_twin_is_none(fault: Fault, unwritten_memory_is_nan: None) -> None:
+    for healthy in (False, True):
+        torch.manual_seed(0)
+        assert finite_after(fault.build(healthy)) is (healthy or fault.silent)
 
 
 @pytest.mark.filterwarnings("ignore:.*degrees of freedom")
@@ -43,6 +100,7 @@ def test_the_true_origin_is_named_and_proved(fault: Fault) -> None:
     assert bool(origin.evidence["seen"]) is not fault.silent, told(report)
     assert report.exit_code("warning") == 1
     assert report.exit_code() == (0 if fault.silent else 1)
+    assert fault.line in line_of(origin.source)
     assert origin.message
     assert "{" not in origin.message
     assert origin.advice.endswith(".")
@@ -54,3 +112,22 @@ def test_nothing_is_said_of_the_healthy_twin(fault: Fault) -> None:
     assert report.origins == (), told(report)
     assert report.findings == ()
     assert (report.verdict, report.exit_code("note")) == ("clean", 0)
+
+
+@pytest.mark.parametrize("build", HEALTHY, ids=lambda build: build.__name__)
+def test_nothing_is_said_of_nan_and_inf_that_do_no_harm(build: Callable[[], Built]) -> None:
+    torch.manual_seed(0)
+    report = attncli.nan_check(*build())
+    assert report.origins == (), told(report)
+    assert report.findings == ()
+    assert (report.verdict, report.exit_code("note")) == ("clean", 0)
+
+
+def test_two_independent_faults_are_both_named_each_with_what_it_reaches() -> None:
+    torch.manual_seed(0)
+    report = attncli.nan_check(*two_at_once(False))
+    assert [(o.op, o.cause, o.confirmed, o.evidence["seen"]) for o in report.origins] == [
+        ("div", "division-by-zero", True, ["output.mean"]),
+        ("log", "log-of-zero", True, ["output.power"]),
+    ]
+    assert attncli.nan_check(*two_at_once(True)).verdict == "clean"
