@@ -34,6 +34,8 @@ class Fault:
     silent: bool = False
     # Of a gradient, the forward operator (or autograd function) that it belongs to.
     forward: str = ""
+    # Whether some change would cure it; where none does, nothing is claimed.
+    provable: bool = True
     # What stands in the line that the origin is in.
     line: str = ""
 
@@ -1033,6 +1035,29 @@ def two_at_once(healthy: bool) -> Built:
     return TwoHeads(0.1 if healthy else 0.0), forward_only(torch.randn(3, 4), keep)
 
 
+# --- in kernels and losses of torch -------------------------------------------------------------------
+
+
+def smoothing_over_masked_classes(healthy: bool) -> Built:
+    """Label smoothing gives every class a share, also those that were masked away."""
+    hidden = torch.tensor([False, False, False, False, True])
+
+    def step(model: nn.Module) -> Tensor:
+        logits = model(x).masked_fill(hidden, -INF)
+        return functional.cross_entropy(logits, labels, label_smoothing=0.0 if healthy else 0.1)
+
+    x, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5)), step
+
+
+def transcript_longer_than_the_sound(healthy: bool) -> Built:
+    frames = 12 if healthy else 3
+    x, labels = torch.randn(frames, 1, 6), torch.tensor([[1, 2, 3, 4, 1]])
+    sizes = torch.tensor([frames]), torch.tensor([5])
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5), nn.LogSoftmax(-1))
+    return model, lambda model: functional.ctc_loss(model(x), labels, *sizes)
+
+
 # --- healthy, although NaN and Inf occur --------------------------------------------------------------
 
 PLACES = torch.arange(6)
@@ -1579,6 +1604,23 @@ FAULTS: tuple[Fault, ...] = (
         "1",
         forward="normed",
         line="attncli_faults.normed(",
+    ),
+    Fault(
+        smoothing_over_masked_classes,
+        "candle-org/MindAct 1633",
+        "forward",
+        ("sum", "neg"),
+        ("escaped-fill", "label-masked"),
+        line="label_smoothing",
+    ),
+    Fault(
+        transcript_longer_than_the_sound,
+        "ypwhs/captcha_break 29",
+        "forward",
+        ("_ctc_loss",),
+        ("unexplained", "kernel", "label-masked"),
+        line="ctc_loss",
+        provable=False,
     ),
 )
 
