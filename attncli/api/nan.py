@@ -126,9 +126,13 @@ def nan_check_model(
     found = look(batch, what_if)
     facts: dict[str, Any] = {"batch": batch.kind, "inputs": batch.inputs, "steps": steps}
     notes = [*model.notes, *batch.notes]
+    ran_in = autocast or model.dtype
     if what_if is not None and not found.origins:
         facts["what_if"] = {"dtype": what_if, "predicted": [dict(one) for one in found.beyond]}
         found = _what_if(look(training.in_dtype(model, batch, what_if)), found, what_if)
+        ran_in = what_if
+    elif what_if is not None:
+        notes.append(f"the model is not sound as it is, so it was not run in {what_if}")
     if save_repro is not None:
         notes += _saved(found, Path(save_repro))
     return _report(
@@ -136,7 +140,7 @@ def nan_check_model(
         found,
         memory_layers(model.module, model.configs),
         source=source_of(model, spec),
-        around={"device": str(model.device), "dtype": autocast or what_if or model.dtype},
+        around={"device": str(model.device), "dtype": ran_in},
         run=facts,
         notes=notes,
     )

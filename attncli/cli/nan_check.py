@@ -45,12 +45,14 @@ def nan_check(
         int, typer.Option("--steps", min=0, help="Take this many real training steps.", show_default=False)
     ] = 0,
     optimizer: Annotated[
-        Optimizer,
+        Optimizer | None,
         typer.Option(
-            "--optimizer", metavar="NAME", help="For --steps: adamw, adam, sgd, rmsprop or adagrad."
+            "--optimizer", metavar="NAME", help="For --steps: adamw (default), adam, sgd, rmsprop or adagrad."
         ),
-    ] = Optimizer.adamw,
-    lr: Annotated[float, typer.Option("--lr", min=0.0, help="For --steps: the learning rate.")] = 1e-3,
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", min=0.0, help="For --steps: the learning rate (default 0.001).")
+    ] = None,
     confirm: Annotated[
         bool,
         typer.Option("--confirm/--no-confirm", help="Whether each cause is proved by repeating the step."),
@@ -73,6 +75,9 @@ def nan_check(
     update it came from. The step is then repeated with that one thing changed. A healthy model gives exit
     code 0 and the room that is left.
     """
+    if not steps and (optimizer is not None or lr is not None):
+        option = "--optimizer" if optimizer is not None else "--lr"
+        raise UsageError(option, "no training step is taken.", "Add --steps N.")
     if running.layer:
         problem = "a search for NaN looks at every operator, wherever it ran."
         raise UsageError("--layer", problem, "Leave it out.")
@@ -91,8 +96,8 @@ def nan_check(
         reporting,
         backward=backward,
         steps=steps,
-        optimizer=optimizer.value,
-        learning_rate=lr,
+        optimizer=(optimizer or Optimizer.adamw).value,
+        learning_rate=1e-3 if lr is None else lr,
         confirm=confirm,
         what_if=what_if and what_if.value,
         save_repro=save_repro and str(save_repro),

@@ -26,7 +26,7 @@ from attncli.trace.nonfinite import POISONED, UNWRITTEN, is_view, tensors_of
 from attncli.trace.ops import op_of
 from attncli.trace.origins import user_place
 from attncli.trace.rewind import Rewind
-from attncli.trace.tape import Node, is_composite
+from attncli.trace.tape import Node, is_composite, is_number
 
 # Operator, module and line of the user's code: what a person changes when they change a line.
 Spot = tuple[str, str, str]
@@ -103,6 +103,8 @@ class Replay(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if is_number(func, args):
+            return args[0]
         if torch.is_inference_mode_enabled() and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -193,7 +195,11 @@ class Replay(TorchDispatchMode):
         """
         with torch.no_grad():
             for output, value in zip(outputs, wide, strict=False):
-                if not output.is_floating_point() or value.shape != output.shape:
+                if value.shape != output.shape:
+                    continue
+                if not output.is_floating_point():
+                    if value.dtype == output.dtype and not _overlaps(output):
+                        output.data.copy_(value)
                     continue
                 fitting = value.to(output.dtype)
                 key = _key(output)

@@ -490,7 +490,7 @@ def _holds(tensor: Tensor, kind: str) -> bool:
 def _differ(first: Tensor, second: Tensor) -> bool:
     """Whether a finite number of the first became another one, beyond rounding, or none at all."""
     if not first.is_floating_point() or not first.numel():
-        return False
+        return not torch.equal(first, second)
     first, second = first.double(), second.double()
     shown = torch.isfinite(first)
     if not bool(shown.any()):

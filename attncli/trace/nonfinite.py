@@ -140,6 +140,7 @@ class Nonfinite:
             node = ref.node
             if node.op is LEAF and node.serial not in self._seen:
                 self._leaf(tape, node, tensor, position)
+                self._written_out(op, node, tensor)
             elif node.op is ALIAS and node.serial not in self._seen:
                 self._alias(node, tensor)
         if op.writes:
@@ -167,6 +168,9 @@ class Nonfinite:
         groups: list[list[int]] | None = None
         for number, (node, output) in enumerate(zip(nodes, run.outputs, strict=True)):
             if not _is_readable(output):
+                if bad and op.name in _CHOOSES:
+                    tensors = tensors or tensors_of(run.args, run.kwargs)
+                    self._absorbed(op, node, self._given(op, node, run, tensors, range(len(tensors))))
                 continue
             low, high = self._look(output)
             if is_finite(low) and is_finite(high):
@@ -181,19 +185,24 @@ class Nonfinite:
                 tensors = tensors_of(run.args, run.kwargs)
                 groups = grouped(op, run.args, len(run.outputs))
             chosen = groups[number] if groups is not None else range(len(tensors))
-            given = [
-                Operand(
-                    node.operands[at],
-                    self._before.get(id(tensors[at]), tensors[at]),
-                    states.get(node.operands[at].node.serial, {}),
-                )
-                for at in chosen
-                if not overwritten(op, run, at, tensors[at])
-            ]
+            given = self._given(op, node, run, tensors, chosen)
             if is_finite(low) and is_finite(high):
                 self._absorbed(op, node, given)
             else:
                 self._judge(tape, op, node, output, given, run, phase)
+
+    def _given(
+        self, op: Op, node: Node, run: Ran, tensors: Sequence[Tensor], chosen: Iterable[int]
+    ) -> list[Operand]:
+        return [
+            Operand(
+                node.operands[at],
+                self._before.get(id(tensors[at]), tensors[at]),
+                self.states.get(node.operands[at].node.serial, {}),
+            )
+            for at in chosen
+            if not overwritten(op, run, at, tensors[at])
+        ]
 
     # --- one operator ---------------------------------------------------------------------------------
 
@@ -384,6 +393,13 @@ class Nonfinite:
             kind: Trail(_is_meant(kind, phase, bool(name or inputs), tensor.numel()), (origin.number,))
             for kind in kinds
         }
+
+    def _written_out(self, op: Op, node: Node, tensor: Tensor) -> None:
+        """A single NaN that no argument holds is a literal of the code: `x[0] = float("nan")`."""
+        bad = self.states.get(node.serial, {})
+        if "nan" in bad and node.parameter is None and not node.sources and tensor.dim() == 0:
+            origin = self.origins[bad["nan"].origins[0]]
+            origin.role, origin.phase, origin.op = "fill", "forward", op
 
     def _alias(self, node: Node, tensor: Tensor) -> None:
         """Looks at a view that nobody saw being made, where what lies under it is not clean."""
@@ -620,6 +636,8 @@ _LONGEST_WAY = 4096
 # A parameter that grew by more than this in one optimiser step was thrown, not trained.
 _MOVED = 1e3
 
+# Integers made of the order of numbers: where several are Inf the order is lost.
+_CHOOSES = frozenset(("argmax", "argmin", "argsort"))
 _OVERWRITING = frozenset(
     "copy fill zero normal uniform random bernoulli exponential geometric cauchy log_normal set resize".split()
 )

@@ -75,13 +75,17 @@ class Case:
 
 
 class Scores(NamedTuple):
-    """The attention whose scores an origin lies on. `scale`: None where it is no single number."""
+    """The attention whose scores an origin lies on. `scale`: None where it is no single number.
+
+    `after`: the part of it that is applied to the product.
+    """
 
     product: Node
     normaliser: Node | None
     scale: float | None
     expected: float
     heads: int
+    after: float | None = None
 
     @property
     def unscaled(self) -> bool:
@@ -164,7 +168,9 @@ def _scores(case: Case) -> Scores | None:
     entering = normaliser.operands[0].node if normaliser.operands else product
     parts = [linear_factor(entering), linear_factor(left.node), linear_factor(right.node)]
     scale = math.prod(part for part in parts if part is not None) if None not in parts else None
-    return Scores(product, normaliser, scale, 1 / math.sqrt(size) if size else 1.0, _heads(product, entering))
+    return Scores(
+        product, normaliser, scale, 1 / math.sqrt(size) if size else 1.0, _heads(product, entering), parts[0]
+    )
 
 
 def _in_scores(case: Case, index: list[int]) -> dict[str, int]:
@@ -239,11 +245,9 @@ def scaling_words(scores: Scores, dtype: str, scaled: float) -> str:
     if scores.unscaled:
         fits = "with it they fit" if not exceeds(scaled, dtype) else "and even with it they would not fit"
         return f"; the scores are not scaled (factor 1, expected {short(scores.expected)}), {fits}"
-    if scores.scale is None:
+    if scores.after is None or scores.after == 1.0:
         return ""
-    if not exceeds(scaled, dtype):
-        return f"; the factor {short(scores.scale)} comes after the product, which is too late"
-    return f"; with the factor {short(scores.scale)} they do not fit either"
+    return f"; the factor {short(scores.after)} comes after the product, which is too late"
 
 
 def behind_views(node: Node) -> Node:

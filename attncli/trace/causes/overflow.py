@@ -28,6 +28,8 @@ def overflow_product(case: Case) -> Evidence | None:
     if exact is None or not case.origin.op.product:
         return None
     total = exact + case.facts.get("added", 0.0)
+    if not math.isfinite(total):
+        return None
     limit = LARGEST.get(case.dtype, math.inf)
     if not exceeds(total * (1 + 1e-3), case.dtype):
         total = case.facts["partial"]
@@ -134,6 +136,8 @@ def overflow_reduction(case: Case) -> Evidence | None:
     if not facts.get("reduced") or "squares" not in facts or facts.get("absmax") is None:
         return None
     exact = facts["squares"] if case.name in ("linalg_vector_norm", "norm", "var", "std") else facts["sum"]
+    if not math.isfinite(exact):
+        return None
     if exceeds(exact * (1 + 1e-3), case.dtype) or (
         facts["absmax"] and exceeds(facts["absmax"] * facts["reduced"], case.dtype)
     ):
