@@ -1058,6 +1058,134 @@ def transcript_longer_than_the_sound(healthy: bool) -> Built:
     return model, lambda model: functional.ctc_loss(model(x), labels, *sizes)
 
 
+@torch.library.custom_op("attncli_faults::attention", mutates_args=())
+def kernel_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """As fused kernels did: NaN for a query that may attend to nothing."""
+    return (q @ k.transpose(-1, -2) * q.size(-1) ** -0.5 + mask).softmax(-1) @ v
+
+
+class KernelAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.o = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return x + self.o(torch.ops.attncli_faults.attention(q, k, v, mask))
+
+
+class KernelLayers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(KernelAttention() for _ in range(2))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x
+
+
+def left_padding_in_a_kernel(healthy: bool) -> Built:
+    mask = torch.full((2, 4, 4), -INF).triu(1)
+    if not healthy:
+        mask[1, :, :2] = -INF
+    return KernelLayers(), forward_only(torch.randn(2, 4, 16), mask)
+
+
+class Pair(nn.Module):
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.query, self.passage = nn.Linear(5, 8, bias=False), nn.Linear(5, 8, bias=False)
+        self.eps = eps
+
+    def forward(self, query: Tensor, passage: Tensor) -> Tensor:
+        query = functional.normalize(self.query(query), dim=-1, eps=self.eps)
+        passage = functional.normalize(self.passage(passage), dim=-1, eps=self.eps)
+        return query @ passage.t()
+
+
+def empty_passage_in_float16(healthy: bool) -> Built:
+    queries, passages = torch.randn(3, 5).half(), torch.randn(3, 5).half()
+    passages[2] = 0
+    return Pair(1e-4 if healthy else 1e-12).half(), forward_only(queries, passages)
+
+
+class Focal(nn.Module):
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        probs = torch.sigmoid(logits)
+        hits = torch.where(labels > 0, probs, 1 - probs)
+        return -((1 - hits).pow(self.gamma) * hits.clamp(min=1e-6).log()).mean()
+
+
+class Detector(nn.Module):
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.body, self.loss = nn.Linear(4, 1), Focal(gamma)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.body(x).squeeze(-1), labels)
+
+
+def focal_loss_of_a_sure_hit(healthy: bool) -> Built:
+    model, x = Detector(2.0 if healthy else 0.5), torch.randn(3, 4)
+    x[1] = 30.0
+    with torch.no_grad():
+        model.body.weight.fill_(1.0)
+    return model, alone(x, torch.ones(3))
+
+
+def clipping_in_float16(healthy: bool) -> Built:
+    """Every gradient is finite, their norm is not in float16: clipping makes them all 0."""
+    model, x = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 4)).half(), torch.ones(4, 8).half()
+
+    def step(model: nn.Module) -> Tensor:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+        loss = model(x).float().sum() * (10.0 if healthy else 8000.0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return model, step
+
+
+def weight_norm_of_a_dead_row(healthy: bool) -> Built:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
+    if not healthy:
+        with torch.no_grad():
+            layer.parametrizations.weight.original1[2] = 0
+    return nn.Sequential(nn.Linear(4, 4), layer, nn.ReLU(), nn.Linear(6, 2)), trained(torch.randn(3, 4))
+
+
+def variance_below_zero(healthy: bool) -> Built:
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU()).eval()
+    model[1].running_var[2] = 1e-3 if healthy else -1e-3
+    return model, trained(torch.randn(2, 3, 9))
+
+
+class Partition(nn.Module):
+    """A sum over what is allowed, in log space, as structured losses written by hand hold it."""
+
+    def __init__(self, fill: float) -> None:
+        super().__init__()
+        self.emission, self.fill = nn.Linear(4, 5), fill
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        scores = self.emission(x).masked_fill(~allowed, self.fill)
+        largest = scores.max(-1, keepdim=True).values
+        return (scores - largest).exp().sum(-1).log().add(largest.squeeze(-1)).sum()
+
+
+def logsumexp_of_nothing(healthy: bool) -> Built:
+    allowed = torch.ones(3, 5, dtype=torch.bool)
+    allowed[1] = False
+    return Partition(-1e4 if healthy else -INF), alone(torch.randn(3, 4), allowed)
+
+
 # --- healthy, although NaN and Inf occur --------------------------------------------------------------
 
 PLACES = torch.arange(6)
@@ -1621,6 +1749,63 @@ FAULTS: tuple[Fault, ...] = (
         ("unexplained", "kernel", "label-masked"),
         line="ctc_loss",
         provable=False,
+    ),
+    Fault(
+        left_padding_in_a_kernel,
+        f"{HF} 32390",
+        "forward",
+        ("attention",),
+        ("kernel", "masked-row"),
+        "layers.0",
+        line="attncli_faults.attention(",
+    ),
+    Fault(
+        empty_passage_in_float16,
+        f"{PT} 32137",
+        "forward",
+        ("div",),
+        ("eps-underflow",),
+        line="self.passage(passage)",
+    ),
+    Fault(
+        focal_loss_of_a_sure_hit,
+        "kornia/kornia 918",
+        "backward",
+        ("pow", "mul"),
+        ("singular-gradient",),
+        "loss",
+        forward="pow",
+        line=".pow(self.gamma)",
+    ),
+    # All that clipping leaves is 0: the Inf is seen nowhere.
+    Fault(
+        clipping_in_float16,
+        "facebookresearch/fairscale 263",
+        "forward",
+        ("linalg_vector_norm", "foreach_norm"),
+        ("overflow-reduction",),
+        "*",
+        silent=True,
+        line="clip_grad_norm_",
+    ),
+    Fault(
+        weight_norm_of_a_dead_row,
+        "google/flax 1671",
+        "forward",
+        ("_weight_norm_interface",),
+        ("division-by-zero", "zero-variance"),
+        "*",
+    ),
+    Fault(
+        variance_below_zero,
+        "facebookresearch/detectron2 3160",
+        "forward",
+        ("native_batch_norm",),
+        ("outside-domain",),
+        "1",
+    ),
+    Fault(
+        logsumexp_of_nothing, "tinygrad/tinygrad 17822", "forward", ("sub",), ("masked-row",), line="largest)"
     ),
 )
 
