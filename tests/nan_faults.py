@@ -1782,7 +1782,7 @@ FAULTS: tuple[Fault, ...] = (
         clipping_in_float16,
         "facebookresearch/fairscale 263",
         "forward",
-        ("linalg_vector_norm", "foreach_norm"),
+        ("linalg_vector_norm", "_foreach_norm"),
         ("overflow-reduction",),
         "*",
         silent=True,

@@ -97,7 +97,7 @@ ORIGIN_RULES: tuple[Rule, ...] = (
     Rule(
         code="ATT704",
         name="overflow-swallowed",
-        severity="warning",
+        severity="error",
         what="A number overflowed and was then turned into zeros or ones, so that nothing looks wrong.",
         why="The result is finite and wrong: an RMSNorm whose x² overflows returns zeros.",
         formula="the step in float64 from that operator on, against the step as it is",

@@ -231,6 +231,14 @@ def _normalisation(
     return facts
 
 
+def _batch_norm(
+    op: Op, given: Sequence[Given], run: Ran, index: list[int], output: Tensor, where: Tensor
+) -> Facts:
+    variance = run.args[4] if len(run.args) > 4 else None
+    smallest = float(variance.amin()) if isinstance(variance, Tensor) and variance.numel() else None
+    return {"smallest_variance": smallest, "eps": run.args[-1], "operands": _extremes(given)}
+
+
 # --- helpers ------------------------------------------------------------------------------------------
 
 
@@ -280,10 +288,12 @@ Reader = Callable[[Op, Sequence[Given], Ran, list[int], Tensor, Tensor], Facts]
 _READERS: dict[str, Reader] = {
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot"), _product),
     **dict.fromkeys(
+        "_foreach_norm "
         "sum mean var std var_mean std_mean linalg_vector_norm norm prod cumsum logsumexp amax amin nansum".split(),
         _reduction,
     ),
     **dict.fromkeys("nll_loss_forward nll_loss2d_forward nll_loss nll_loss2d".split(), _losses),
+    "native_batch_norm": _batch_norm,
     **dict.fromkeys("native_layer_norm _fused_rms_norm native_group_norm rms_norm".split(), _normalisation),
 }
 _BY_KIND: dict[str, Reader] = {"softmax": _row, "log softmax": _row}

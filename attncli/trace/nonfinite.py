@@ -116,6 +116,8 @@ class Nonfinite:
     last: Node | None = None
     # Whether gradients were gathered: a call of autograd.grad gathers none.
     own_backward: bool = False
+    # The first operator of the backward pass.
+    backward_from: int | None = None
     _seen: set[int] = field(default_factory=set)
     _absmax: dict[str, float] = field(default_factory=dict)
     _forwards: dict[int, Forward] = field(default_factory=dict)
@@ -451,6 +453,8 @@ class Nonfinite:
         running = torch._C._current_autograd_node()
         if running is not None:
             self.own_backward = self.own_backward or "AccumulateGrad" in running.name()
+            if self.backward_from is None:
+                self.backward_from = node.at
             return "backward"
         sequence = torch._C._autograd._get_sequence_nr()
         if sequence != self._sequence:
@@ -592,7 +596,9 @@ def keeps_fills(op: Op, given: Sequence[Operand]) -> bool:
     if op.product:
         # A mask may be what a product is added to; as a factor it gets into sums.
         return op.name.startswith(("add", "badd")) and not any(one.bad for one in given[1:])
-    return op.kind in _KEEP_FILLS or op.name in _KEEPING_FILLS
+    # What a kernel of someone else's does with a mask is its own affair.
+    opaque = bool(op.full_name) and not op.full_name.startswith("aten::")
+    return opaque or op.kind in _KEEP_FILLS or op.name in _KEEPING_FILLS
 
 
 def _joined(sources: Sequence[tuple[Node, Trail]]) -> Trail:

@@ -49,9 +49,11 @@ from attncli.trace.causes.singular import (
     label_masked,
     labels,
     logarithm,
+    negative_variance,
     root,
     singular_gradient,
     where_trap,
+    zero_row,
     zero_variance,
 )
 
@@ -310,6 +312,20 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "outside-domain",
+        negative_variance,
+        says="{op} takes the root of a variance of {value:.4g}",
+        advice="A running variance is never negative: look at what wrote it, or reset the running statistics.",
+        change="finite",
+    ),
+    Cause(
+        "division-by-zero",
+        zero_row,
+        says="a row of the weight is 0, and its norm is divided by",
+        advice="Re-initialise dead rows, or add an eps to the norm.",
+        change="finite",
+    ),
+    Cause(
+        "outside-domain",
         root,
         says="{op} of {value:.4g} is not a real number",
         advice="Clamp the input to the function's domain.",
@@ -337,18 +353,18 @@ CAUSES: tuple[Cause, ...] = (
         change="widen",
     ),
     Cause(
-        "escaped-fill",
-        escaped_fill,
-        says="−inf that was filled in to hide something got into {op}{made_by}",
-        advice="Remove the filled positions before this operator.",
-        change="finite",
-    ),
-    Cause(
         "kernel",
         box,
         says="the inputs of {op} are finite, its output is not",
         advice="Try another kernel or a newer version; report it with --save-repro.",
         change="kernel",
+    ),
+    Cause(
+        "escaped-fill",
+        escaped_fill,
+        says="−inf that was filled in to hide something got into {op}{made_by}",
+        advice="Remove the filled positions before this operator.",
+        change="finite",
     ),
     Cause(
         "unexplained",

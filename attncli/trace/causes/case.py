@@ -260,16 +260,18 @@ def behind_views(node: Node) -> Node:
     return node
 
 
-def from_where(node: Node) -> bool:
+def from_where(case: Case) -> bool:
     """Whether the gradient that came in here is 0 because a selection did not take this branch."""
-    waiting = [ref.node for ref in node.operands]
+    node, since = case.origin.node, case.book.backward_from or 0
     for _ in range(_NEAR):
-        if not waiting:
+        gradients = [ref.node for ref in node.operands if ref.node.at >= since]
+        if not gradients:
             return False
-        one = waiting.pop(0)
-        if one.op.kind == "fill":
+        node = gradients[0]
+        if node.op.kind == "fill":
             return True
-        waiting += [ref.node for ref in one.operands]
+        if node.op.kind not in ("same", "reshape", "permute", "expand", "factor", "negative", "sum"):
+            return False
     return False
 
 

@@ -33,7 +33,7 @@ def masked_row_by_hand(case: Case) -> Evidence | None:
     ):
         return None
     values = case.values
-    if len(values) != 2 or any(value != -math.inf for value in values) or case.scores is None:
+    if len(values) != 2 or any(value != -math.inf for value in values):
         return None
     keys = case.origin.node.shape[-1]
     return {

@@ -135,7 +135,8 @@ def overflow_reduction(case: Case) -> Evidence | None:
     facts = case.facts
     if not facts.get("reduced") or "squares" not in facts or facts.get("absmax") is None:
         return None
-    exact = facts["squares"] if case.name in ("linalg_vector_norm", "norm", "var", "std") else facts["sum"]
+    rooted = case.name in ("linalg_vector_norm", "norm", "_foreach_norm", "std")
+    exact = facts["squares"] ** 0.5 if rooted else facts["squares"] if case.name == "var" else facts["sum"]
     if not math.isfinite(exact):
         return None
     if exceeds(exact * (1 + 1e-3), case.dtype) or (

@@ -24,7 +24,7 @@ def where_trap(case: Case) -> Evidence | None:
             "values": case.values[:1] or None,
             "value": case.values[0] if case.values else None,
         }
-    if case.backward and origin.forward is not None and 0.0 in case.values and from_where(origin.node):
+    if case.backward and origin.forward is not None and 0.0 in case.values and from_where(case):
         return {"op": origin.forward.op, "value": None, "values": case.values}
     return None
 
@@ -104,6 +104,20 @@ def logarithm(case: Case) -> Evidence | None:
     ):
         hint = ": the sigmoid before it was rounded to 1"
     return {"value": value, "op": case.name, "hint": hint}
+
+
+def negative_variance(case: Case) -> Evidence | None:
+    smallest = case.facts.get("smallest_variance")
+    if smallest is not None and smallest < 0:
+        return {"value": smallest, "op": case.name}
+    return None
+
+
+def zero_row(case: Case) -> Evidence | None:
+    """A weight norm divides each row by its own norm."""
+    if case.name == "_weight_norm_interface" and case.values and case.values[0] == 0:
+        return {"denominator": 0.0, "numerator": 0.0}
+    return None
 
 
 def root(case: Case) -> Evidence | None:
