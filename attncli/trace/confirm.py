@@ -48,8 +48,8 @@ class Alter(NamedTuple):
 class Change:
     """All that is altered in one repetition. `words`: what a reader is told was done.
 
-    `alters`: by the number of an operator; `of_kind`: at every operator of a kind or name, such as each softmax. `held`: a
-    parameter and the optimiser step from which on parameters stay as they were.
+    `alters`: by the number of an operator; `of_kind`: at every operator of a kind or name, such as each softmax.
+    `held`: a parameter and the optimiser step from which on parameters stay as they were.
     """
 
     words: str
