@@ -103,7 +103,7 @@ def test_a_tensor_that_no_argument_names_is_told_by_its_shape() -> None:
     labels[1, 2] = math.nan
     origin = only(attncli.nan_check(layer, lambda model: (model(torch.randn(3, 4)) - labels).pow(2).mean()))
     assert (origin.cause, origin.tensor, origin.at) == ("bad-input", None, {"index": [1, 2]})
-    assert origin.message.startswith("a tensor of shape (3, 4) holds 1 NaN")
+    assert origin.message.startswith("a tensor of shape (3, 4) that no operator made holds 1 NaN")
 
 
 def test_infinity_of_a_logarithm_is_not_called_a_mask() -> None:

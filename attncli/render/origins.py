@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from attncli.records import Origin, Report
@@ -18,8 +19,13 @@ def origin_parts(report: Report) -> list[RenderableType]:
     total = len(report.origins)
     parts: list[RenderableType] = []
     for number, origin in enumerate(report.origins[:_MOST], 1):
-        lines = [Text.assemble((f"{name:<9}", "dim"), text) for name, text in _facts(origin) if text]
-        parts.append(Group(_title(origin, number, total), Padding(Group(*lines), (0, 0, 1, 2))))
+        lines = Table.grid(padding=(0, 2, 0, 0))
+        lines.add_column(style="dim", no_wrap=True, min_width=7)
+        lines.add_column(overflow="fold")
+        for name, text in _facts(origin):
+            if text:
+                lines.add_row(name, text)
+        parts.append(Group(_title(origin, number, total), Padding(lines, (0, 0, 1, 2))))
     if total > _MOST:
         parts.append(Text(f"{total - _MOST} more origins are in --format json", style="dim"))
     return parts

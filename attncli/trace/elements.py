@@ -29,6 +29,11 @@ def kinds_of(tensor: Tensor) -> tuple[str, ...]:
     return tuple(kind for kind, there in zip(("nan", "+inf", "-inf"), found.tolist(), strict=True) if there)
 
 
+def finite(tensor: Tensor) -> Tensor:
+    """Where a tensor is finite, element by element."""
+    return torch.isfinite(tensor.float() if tensor.dtype in _NOT_COMPARED else tensor)
+
+
 def _comparable(tensor: Tensor) -> Tensor:
     """Complex numbers as pairs of real ones, and dtypes of eight bits in float32."""
     if tensor.is_complex():
@@ -120,7 +125,7 @@ def fine_elements(
 def _fine(value: Tensor, intended: Sequence[str]) -> Tensor:
     if value.dtype in _NOT_COMPARED:
         value = value.float()
-    fine = torch.isfinite(value)
+    fine = finite(value)
     if value.is_complex():
         return fine
     if "+inf" in intended:

@@ -54,7 +54,8 @@ def facts_of(op: Op, given: Sequence[Given], run: Ran | None, output: Tensor, wh
 
 def _of_leaf(tensor: Tensor, where: Tensor) -> Facts:
     """Along which axis the bad elements are whole slices: rows of a table, slots of a cache."""
-    found: Facts = {"nan": int(torch.isnan(tensor).sum()), "inf": int(torch.isinf(tensor).sum())}
+    plain = tensor if tensor.is_complex() else tensor.float()
+    found: Facts = {"nan": int(torch.isnan(plain).sum()), "inf": int(torch.isinf(plain).sum())}
     for axis in range(tensor.dim()):
         others = [other for other in range(tensor.dim()) if other != axis]
         if not others:

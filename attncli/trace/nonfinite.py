@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from attncli.trace.elements import at_once, explaining, fine_elements, kinds_of, of_kind
+from attncli.trace.elements import at_once, explaining, fine_elements, finite, kinds_of, of_kind
 from attncli.trace.facts import Given, facts_of
 from attncli.trace.ops import Op
 from attncli.trace.origins import Place, user_place
@@ -289,7 +289,7 @@ class Nonfinite:
         kinds = kinds_of(one.value)
         origin = self._origin("outside", kinds, phase, one.ref.node.op, one.ref.node, tape)
         origin.at, origin.position, origin.reader = reader.at, position, reader
-        origin.facts = facts_of(LEAF, [], None, one.value, ~torch.isfinite(one.value))
+        origin.facts = facts_of(LEAF, [], None, one.value, ~finite(one.value))
         bad = {kind: Trail(False, (origin.number,)) for kind in kinds}
         self.states[one.ref.node.serial] = bad
         return one._replace(bad=bad)
@@ -389,7 +389,7 @@ class Nonfinite:
         origin = self._origin("leaf", kinds, phase, LEAF, node, tape)
         origin.at, origin.position = tape.operators, position
         origin.name = name or (inputs[0].removeprefix("input ") if inputs else None)
-        origin.facts = facts_of(LEAF, [], None, tensor, ~torch.isfinite(tensor))
+        origin.facts = facts_of(LEAF, [], None, tensor, ~finite(tensor))
         # −Inf in what is no parameter is a mask, or the logarithm of silence; what comes of it will show.
         self.states[node.serial] = {
             kind: Trail(_is_meant(kind, phase, bool(name or inputs), tensor.numel()), (origin.number,))

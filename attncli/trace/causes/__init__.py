@@ -94,7 +94,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "bad-leaf",
         leaf,
-        says="{subject} holds {what} among {of} elements before anything ran{slices}",
+        says="{subject} holds {what} among {of} elements when it is first read{slices}",
         advice=(
             "The fault lies before this run: in the file, the initialisation, the data, or in memory "
             "never written."
