@@ -42,32 +42,6 @@ def leaf(case: Case) -> Evidence | None:
         named = f"the {case.origin.phase} {case.origin.name}"
     return {
         "tensor": case.origin.name,
-        "token": hit["token"],
-        "where": at or "the only position",
-        "rows": hit["rows"],
-    }
-
-
-def leaf(case: Case) -> Evidence | None:
-    if case.origin.role != "leaf":
-        return None
-    facts = case.facts
-    what = " and ".join(
-        f"{facts[kind]} {label}" for kind, label in (("nan", "NaN"), ("inf", "Inf")) if facts.get(kind)
-    )
-    slots = facts.get("slots")
-    slices = ""
-    if slots and len(slots) < 8:
-        numbers = ", ".join(map(str, slots))
-        slices = f", all of them at {numbers} of axis {facts['axis']}"
-    shape = tuple(case.origin.node.shape)
-    named = (
-        f"the {case.origin.phase} {case.origin.name}"
-        if case.origin.name
-        else f"a tensor of shape {shape} that no operator made"
-    )
-    return {
-        "tensor": case.origin.name,
         "subject": named,
         "what": what,
         "of": facts["of"],
