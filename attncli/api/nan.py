@@ -80,7 +80,8 @@ def nan_check_model(
     repeats the operator at the first origin, with its tensors beside it.
     """
     from attncli.model import BatchOptions, ModelOptions, load_model, make_batch, run, training
-    from attncli.trace.nan import find, loss_of
+    from attncli.trace.nan import find
+    from attncli.trace.steps import loss_of
 
     if not spec:
         raise UsageError("MODEL", "the path is empty.", "Give a model folder, a file, or file.py:build.")

@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from attncli.trace.causes import SINGULAR_GRADIENTS, Case
 from attncli.trace.facts import exceeds
-from attncli.trace.nonfinite import POISONED, UNWRITTEN, is_view, tensors_of
 from attncli.trace.ops import op_of
 from attncli.trace.origins import user_place
 from attncli.trace.rewind import Rewind
+from attncli.trace.roles import POISONED, UNWRITTEN, is_view, tensors_of
 from attncli.trace.tape import Node, is_composite, is_number
 
 # Operator, module and line of the user's code: what a person changes when they change a line.

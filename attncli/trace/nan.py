@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
 from attncli import records
-from attncli.trace import watched
 from attncli.trace.causes import Case, Cause, cause_of, place_of
-from attncli.trace.confirm import Captured, Change, Replay, Spot, change_of, combined, held_back
+from attncli.trace.confirm import Captured
 from attncli.trace.facts import LARGEST
-from attncli.trace.naming import clean, named_inputs
-from attncli.trace.nonfinite import Nonfinite, Trail, visible, way
+from attncli.trace.nonfinite import Nonfinite, way
+from attncli.trace.proofs import MOST_PROOFS, NOT_NEEDED, Judged, Proofs
 from attncli.trace.rewind import Rewind
-from attncli.trace.tape import LEAF, Node, Tape
+from attncli.trace.steps import Run, run_step
+from attncli.trace.tape import Node
 
 
 class Found(NamedTuple):
@@ -40,19 +35,6 @@ class Found(NamedTuple):
     raised: Exception | None
     beyond: tuple[Mapping[str, Any], ...] = ()
     repro: Captured | None = None
-
-
-# An origin, its cause, and the evidence for it.
-Judged = tuple[Case, Cause, dict[str, Any]]
-
-
-@dataclass
-class _Run:
-    tape: Tape
-    book: Nonfinite
-    result: Any = None
-    raised: Exception | None = None
-    seen: list[tuple[str, str, Trail | None, Node | None]] = field(default_factory=list)
 
 
 def find(
@@ -76,13 +58,13 @@ def find(
     """
     rewind = Rewind(enabled=confirm or capture)
     rewind.begins(model)
-    run = _run(model, step, backward, summed, rewind, on_operator, LARGEST[limit] if limit else math.inf)
+    run = run_step(model, step, backward, summed, rewind, on_operator, LARGEST[limit] if limit else math.inf)
     book = run.book
     cases = _cases(run)
     with ExitStack() as stack:
         if cases and rewind.enabled:
             stack.enter_context(rewind.kept(model))
-        repeater = _Proofs(model, step, backward, summed, rewind, run)
+        repeater = Proofs(model, step, backward, summed, rewind, run)
         proofs = repeater if confirm else None
         judged = [(case, *cause_of(case)) for case in cases]
         silent = [(case, cause, evidence) for case, cause, evidence in judged if not case.seen]
@@ -117,150 +99,13 @@ def find(
 # --- the run ------------------------------------------------------------------------------------------
 
 
-def _run(
-    model: Any,
-    step: Callable[[Any], Any],
-    backward: bool,
-    summed: bool,
-    rewind: Rewind,
-    on_operator: Callable[[int], None] | None,
-    limit: float,
-) -> _Run:
-    book = Nonfinite(rewind=rewind, on_operator=on_operator, limit=limit)
-    tape = Tape(book)
-    run = _Run(tape, book)
-    if isinstance(model, nn.Module):
-        parameters = [(clean(name), tensor) for name, tensor in model.named_parameters()]
-        buffers = [(clean(name), tensor) for name, tensor in model.named_buffers()]
-        tape.name_parameters(parameters)
-        tape.name_parameters(buffers)
-        book.named = dict.fromkeys((name for name, _ in buffers), "buffer")
-    with watched(model, tape, book), _optimizers(tape, book), _inputs(model, tape), tape:
-        try:
-            run.result = step(model)
-            own_backward = book.own_backward
-            _backward(run.result, backward and not own_backward, summed)
-            book.own_backward = own_backward
-        except Exception as error:  # noqa: BLE001 - raised again unless its origin is found
-            run.raised = error
-    if tape.failure is not None:
-        raise tape.failure
-    named = list(_shown(model, run.result))
-    for name, tensor, kind, trail in visible(tape, book, named):
-        if name.startswith(("parameter", "buffer")) and not rewind.wrote(tensor):
-            continue
-        if name.startswith("gradient of") and tape.node(tensor).op is LEAF:
-            continue
-        if trail is not None and all(book.origins[number].name == name[7:] for number in trail.origins):
-            continue  # what a buffer held before and still holds, as the unwritten slots of a cache do
-        if name.startswith("gradient of") and _is_guarded(book):
-            continue
-        run.seen.append((name, kind, trail, tape.node(tensor)))
-    if run.raised is not None and not run.seen and book.last is not None and _is_about_numbers(run.raised):
-        for kind, trail in book.states[book.last.serial].items():
-            run.seen.append(("what the step stopped at", kind, trail, book.last))
-    return run
-
-
-def _is_about_numbers(error: Exception) -> bool:
-    """Whether a step may have stopped because of what it saw in its numbers, and not by a mistake in its code."""
-    return bool(re.search(_NUMBERS, str(error), re.IGNORECASE))
-
-
-def _backward(result: Any, wanted: bool, summed: bool) -> None:
-    loss = loss_of(result, summed) if wanted else None
-    if loss is None:
-        return
-    try:
-        loss.backward()
-    except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
-            raise
-        # The step has run its backward pass already, and nothing of it was gathered.
-
-
-def loss_of(result: Any, summed: bool = True) -> Tensor | None:
-    """A scalar, the `.loss` of an output, or, `summed`, all floating outputs that have a gradient."""
-    own = getattr(result, "loss", None)
-    if isinstance(own, Tensor) and own.requires_grad:
-        return own
-    tensors = [t for _, t in _tensors("output", result) if t.is_floating_point() and t.requires_grad]
-    if len(tensors) == 1 and tensors[0].dim() == 0:
-        return tensors[0]
-    return sum((t.sum() for t in tensors[1:]), tensors[0].sum()) if tensors and summed else None
-
-
-@contextmanager
-def _optimizers(tape: Tape, book: Nonfinite) -> Iterator[None]:
-    handles = (
-        register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: book.optimizer_begins(optimizer)),
-        register_optimizer_step_post_hook(
-            lambda optimizer, args, kwargs: book.optimizer_ends(tape, optimizer)
-        ),
-    )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _inputs(model: Any, tape: Tape) -> Iterator[None]:
-    """Gives the tensors that a step hands to the model the names that its forward has for them."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-
-    def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tape.name_inputs(named_inputs(module, args, kwargs))
-
-    handle = model.register_forward_pre_hook(enters, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _shown(model: Any, result: Any) -> Iterator[tuple[str, Tensor]]:
-    """All that can be seen after a step: what it returned, gradients, parameters and buffers."""
-    yield from _tensors("output", result)
-    if not isinstance(model, nn.Module):
-        return
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            yield f"gradient of {clean(name)}", parameter.grad
-    for name, parameter in model.named_parameters():
-        yield f"parameter {clean(name)}", parameter.detach()
-    for name, buffer in model.named_buffers():
-        yield f"buffer {clean(name)}", buffer
-
-
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(f"{name}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from _tensors(f"{name}.{number}", item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for item in fields(value):
-            yield from _tensors(f"{name}.{item.name}", getattr(value, item.name))
-
-
-def _is_guarded(book: Nonfinite) -> bool:
-    """Whether a loss scaler saw to it that bad gradients moved nothing, and may yet recover."""
-    if not book.skipped:
-        return False
-    return not all(book.skipped[-_SKIPS:]) or len(book.skipped) < _SKIPS
+# The step has run its backward pass already, and nothing of it was gathered.
 
 
 # --- origins ------------------------------------------------------------------------------------------
 
 
-def _cases(run: _Run) -> list[Case]:
+def _cases(run: Run) -> list[Case]:
     """One case per origin of what is seen, and one per overflow that arithmetic swallowed (`seen` is empty)."""
     book = run.book
     found: dict[int, Case] = {}
@@ -315,12 +160,12 @@ def _one_each(judged: list[Judged]) -> list[Judged]:
     return list(kept.values())
 
 
-def _harmful(silent: list[Judged], proofs: _Proofs | None) -> list[Judged]:
+def _harmful(silent: list[Judged], proofs: Proofs | None) -> list[Judged]:
     """Of bad values that were swallowed, by arithmetic or in a kernel, those that changed what the step gives."""
     likely = [one for one in silent if _may_harm(one[0], one[1])]
     if not likely or proofs is None or not proofs.changes_result(likely):
         return []
-    return [one for one in likely[:_MOST_PROOFS] if len(likely) == 1 or proofs.changes_result([one])][
+    return [one for one in likely[:MOST_PROOFS] if len(likely) == 1 or proofs.changes_result([one])][
         :1
     ] or likely[:1]
 
@@ -329,175 +174,6 @@ def _may_harm(case: Case, cause: Cause) -> bool:
     in_kernel = any(node.op.kind == "fused" for node in case.origin.absorbed)
     lost = cause.name.startswith("overflow") or cause.name == "optimizer-step"
     return case.origin.phase != "backward" and (in_kernel or lost)
-
-
-class _Proofs:
-    """Repeats a step with changes. `repeats`: whether an unchanged repetition shows the same symptom."""
-
-    def __init__(
-        self,
-        model: Any,
-        step: Callable[[Any], Any],
-        backward: bool,
-        summed: bool,
-        rewind: Rewind,
-        run: _Run,
-    ) -> None:
-        self.model, self.step, self.rewind, self.run = model, step, rewind, run
-        self.backward, self.summed = backward and not run.book.own_backward, summed
-        # Why a repetition ended early where the first run had not.
-        self.ended = ""
-        self.symptoms = [(name, kind) for name, kind, _, _ in run.seen]
-        self.asked: set[int] = set()
-        self.spots: dict[int, Spot] = {}
-        self._repeats: bool | None = None
-
-    def of(self, judged: Sequence[Judged]) -> list[tuple[bool | None, str]]:
-        if not judged:
-            return []
-        changes = [change_of(case, cause.change) for case, cause, _ in judged[:_MOST_PROOFS]]
-        self.asked = {at for change in changes for at in change.alters}
-        if not self.repeats:
-            why = (
-                f"the step could not be repeated ({self.ended})"
-                if self.ended
-                else "the step did not repeat itself"
-            )
-            return [(None, f"{why}, so nothing could be proved")] * len(judged)
-        left = self.symptoms_after(combined(changes))
-        found: list[tuple[bool | None, str]] = [(None, "not tried: too many origins")] * len(judged)
-        needed = set(range(len(changes)))
-        # The latest first: of several changes that each do, the first origin keeps its own.
-        for number in reversed(range(len(changes))):
-            case, change = judged[number][0], changes[number]
-            if not case.seen:
-                found[number] = (True, f"{change.words}: the result is another")
-                continue
-            mine = [pair for pair in self.symptoms if pair[0] in case.seen]
-            # Where the values themselves are cured, gradients that are still bad have a reason of their own.
-            shown = [pair for pair in mine if pair[0].startswith("output")] or mine
-            gone = not any(pair in left for pair in shown)
-            if gone and len(needed) > 1:
-                others = self.symptoms_after(
-                    combined([changes[other] for other in sorted(needed - {number})])
-                )
-                if not any(pair in others for pair in shown):
-                    needed.discard(number)
-                    found[number] = (False, NOT_NEEDED)
-                    continue
-            rest = (
-                ", though gradients are not finite yet" if gone and any(pair in left for pair in mine) else ""
-            )
-            found[number] = (
-                gone,
-                f"{change.words}: the symptom is {'gone' if gone else 'still there'}{rest}",
-            )
-        return found
-
-    @property
-    def repeats(self) -> bool:
-        if self._repeats is None:
-            same = not self.symptoms or set(self.symptoms_after(Change("", {}))) == set(self.symptoms)
-            self._repeats = same and not self.ended
-        return self._repeats
-
-    def symptoms_after(self, change: Change) -> list[tuple[str, str]]:
-        """Those symptoms of the first run that a repetition with this change still shows."""
-        result, raised, replay = self._again(change)
-        if raised is not None:
-            self.ended = type(raised).__name__ if self.run.raised is None else ""
-            left = list(self.symptoms)
-        else:
-            left = []
-            shown = dict(_shown(self.model, result))
-            for name, kind in self.symptoms:
-                tensor = shown.get(name)
-                if tensor is not None and _holds(replay.value(tensor), kind):
-                    left.append((name, kind))
-        self._back(replay)
-        return left
-
-    def changes_result(self, judged: Sequence[Judged]) -> bool:
-        """Whether the step gives something else where these overflows are upcast, these leaves cleaned."""
-        before = {name: t.detach().clone() for name, t in self._plain()}
-        change = combined(
-            [
-                change_of(case, "widen" if case.origin.kinds[0] != "nan" else cause.change)
-                for case, cause, _ in judged
-            ]
-        )
-        result, raised, replay = self._again(change)
-        other = False
-        if raised is None:
-            for name, tensor in _shown(self.model, result):
-                known = before.get(name)
-                if known is not None and known.shape == tensor.shape and _differ(known, replay.value(tensor)):
-                    other = True
-                    break
-        self._back(replay)
-        return other
-
-    def captured(self, judged: Sequence[Judged]) -> Captured | None:
-        """The operator at the first birth, with its operands, from one more repetition."""
-        born = [case for case, _, _ in judged if case.origin.role == "birth"]
-        if not born or not self.repeats:
-            return None
-        _, _, replay = self._again(Change("", {}), capture=born[0].origin.at)
-        self._back(replay)
-        return replay.captured
-
-    def _plain(self) -> list[tuple[str, Tensor]]:
-        result, _, replay = self._again(Change("", {}))
-        shown = [(name, tensor.detach().clone()) for name, tensor in _shown(self.model, result)]
-        self._back(replay)
-        return shown
-
-    def _again(self, change: Change, capture: int = -1) -> tuple[Any, Exception | None, Replay]:
-        self.rewind.back()
-        book = Nonfinite(rewind=Rewind(enabled=False))
-        tape = Tape(book)
-        replay = Replay(change, self.spots, tape.modules, asked=self.asked, capture=capture)
-        with ExitStack() as stack:
-            stack.enter_context(watched(self.model, tape, book))
-            if change.around is not None:
-                stack.enter_context(change.around())
-            # An optimiser that the first run only skipped has a state now that it had not.
-            handle = register_optimizer_step_pre_hook(
-                lambda optimizer, args, kwargs: replay.outside.save_optimizer(optimizer)
-            )
-            stack.callback(handle.remove)
-            stack.enter_context(held_back(self.model, change))
-            stack.enter_context(replay)
-            try:
-                result = self.step(self.model)
-                _backward(result, self.backward, self.summed)
-            except Exception as error:  # noqa: BLE001 - a repetition that cannot run proves nothing
-                return None, error, replay
-        return result, None, replay
-
-    def _back(self, replay: Replay) -> None:
-        replay.restore()
-        self.spots.update(replay.found)
-        self.rewind.back()
-
-
-def _holds(tensor: Tensor, kind: str) -> bool:
-    if kind == "nan":
-        return bool(torch.isnan(tensor).any())
-    return bool((torch.isposinf(tensor) if kind == "+inf" else torch.isneginf(tensor)).any())
-
-
-def _differ(first: Tensor, second: Tensor) -> bool:
-    """Whether a finite number of the first became another one, beyond rounding, or none at all."""
-    if not first.is_floating_point() or not first.numel():
-        return not torch.equal(first, second)
-    first, second = first.double(), second.double()
-    shown = torch.isfinite(first)
-    if not bool(shown.any()):
-        return False
-    first, second = first[shown], second[shown]
-    scale = first.abs().amax().clamp(min=second.abs().amax())
-    return not bool((first - second).abs().amax() <= _DIFFERENT * scale)
 
 
 # --- records ------------------------------------------------------------------------------------------
@@ -564,7 +240,7 @@ def _headroom(book: Nonfinite) -> dict[str, tuple[float, str, str]]:
     return found
 
 
-def _notes(run: _Run) -> Iterator[str]:
+def _notes(run: Run) -> Iterator[str]:
     book = run.book
     named = {number for _, _, trail, _ in run.seen if trail is not None for number in trail.origins}
     if run.raised is not None:
@@ -588,17 +264,6 @@ def _notes(run: _Run) -> Iterator[str]:
 
 # --- settings -----------------------------------------------------------------------------------------
 
-# Words of errors that validations raise: distributions, linear algebra, assertions of one's own.
-_NUMBERS = (
-    r"\bnan|\binf(inity|inite)?\b|finite|invalid value"
-    r"|constraint|ill-conditioned|singular|probability tensor|not converge"
-)
-NOT_NEEDED = "the symptom goes without a change here"
 _MOST_CASES = 64
-_MOST_PROOFS = 8
 _MOST_SHOWN = 8
 _ENDS = 12
-# A loss scaler that skips this many steps in a row does not recover.
-_SKIPS = 3
-# Upcasting changes rounding; what was lost to an overflow changes results by more than this share.
-_DIFFERENT = 0.02

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,68 +23,26 @@ from torch.utils._python_dispatch import _disable_current_modes
 from attncli.trace.elements import at_once, explaining, fine_elements, finite, kinds_of, of_kind
 from attncli.trace.facts import Given, facts_of
 from attncli.trace.ops import Op
-from attncli.trace.origins import Place, user_place
+from attncli.trace.origins import user_place
 from attncli.trace.rewind import Rewind
+from attncli.trace.roles import (
+    CHOOSES,
+    FILLS,
+    POISONED,
+    SELECTING,
+    SELECTS,
+    UNWRITTEN,
+    grouped,
+    is_finite,
+    is_readable,
+    is_view,
+    keeps_fills,
+    literals_of,
+    overwritten,
+    tensors_of,
+)
 from attncli.trace.tape import ALIAS, LEAF, Node, Ran, Ref, Tape
-
-Role = Literal["birth", "fill", "leaf", "unwritten", "outside"]
-
-
-class Trail(NamedTuple):
-    """One kind of bad value ("nan", "+inf", "-inf") in one tensor: whether it was meant to be, and whence it came."""
-
-    intended: bool
-    origins: tuple[int, ...]
-
-
-Bad = dict[str, Trail]
-
-
-class Forward(NamedTuple):
-    """A forward operator that autograd knows. `at`: how many operators had run before it."""
-
-    op: str
-    module: str
-    place: Place | None
-    at: int
-    node: Node
-
-
-@dataclass(slots=True, eq=False)
-class Origin:
-    """Where bad values began. `facts`: numbers taken at the spot. `at`: how many operators had run before.
-
-    `forward`: the operator whose gradient was being computed. `masks`: origins of intended values that took
-    part. `absorbed`: operators that made finite numbers of it by arithmetic; `hidden`: those that chose other
-    values instead. `step`: how many optimiser steps had been taken. Of a leaf, `at` and `position` are the operator
-    and the operand where it was met first; of a value that was written to outside torch, where it was read.
-    """
-
-    number: int
-    role: Role
-    kinds: tuple[str, ...]
-    phase: str
-    op: Op
-    node: Node
-    at: int
-    module: str
-    place: Place | None
-    dtype: torch.dtype
-    forward: Forward | None = None
-    name: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    masks: tuple[int, ...] = ()
-    absorbed: list[Node] = field(default_factory=list)
-    hidden: list[Node] = field(default_factory=list)
-    step: int = 0
-    position: int = 0
-    reader: Node | None = None
-
-
-class Operand(NamedTuple):
-    ref: Ref
-    value: Tensor
-    bad: Bad
+from attncli.trace.trails import Bad, Forward, Operand, Origin, Role, Trail
 
 
 @dataclass(slots=True)
@@ -164,13 +122,13 @@ class Nonfinite:
             return
         states = self.states
         bad = bool(states) and any(ref.node.serial in states for ref in nodes[0].operands)
-        if not bad and is_view(run.func) and _is_readable(run.args[0]):
+        if not bad and is_view(run.func) and is_readable(run.args[0]):
             return
         tensors: list[Tensor] | None = None
         groups: list[list[int]] | None = None
         for number, (node, output) in enumerate(zip(nodes, run.outputs, strict=True)):
-            if not _is_readable(output):
-                if bad and op.name in _CHOOSES:
+            if not is_readable(output):
+                if bad and op.name in CHOOSES:
                     tensors = tensors or tensors_of(run.args, run.kwargs)
                     self._absorbed(op, node, self._given(op, node, run, tensors, range(len(tensors))))
                 continue
@@ -229,7 +187,7 @@ class Nonfinite:
             # A factor or a difference may turn the sign of the Inf that was written.
             turned = kind != "nan" and bool(literals - {"nan"}) and op.kind in ("factor", "sum")
             written = kind in literals or turned
-            if written and op.kind in _FILLS:
+            if written and op.kind in FILLS:
                 number = self._origin("fill", (kind,), phase, op, node, tape).number
                 bad[kind] = Trail(kind != "nan", (number,))
                 continue
@@ -281,7 +239,7 @@ class Nonfinite:
 
     def _as_read(self, tape: Tape, one: Operand, reader: Node, phase: str, position: int) -> Operand:
         """An operand that was finite when it was made and is not when it is read was written to outside torch."""
-        if one.bad or not _is_readable(one.value):
+        if one.bad or not is_readable(one.value):
             return one
         low, high = self._look(one.value)
         if is_finite(low) and is_finite(high):
@@ -303,7 +261,9 @@ class Nonfinite:
             if all(trail.intended for _, _, trail in found):
                 # An intended −Inf explains no NaN: a row of nothing else, 0·Inf and Inf − Inf are births.
                 return (
-                    [] if keeps_fills(op, given) else self._leaves((node, trail) for node, _, trail in found)
+                    []
+                    if keeps_fills(op, [bool(one.bad) for one in given])
+                    else self._leaves((node, trail) for node, _, trail in found)
                 )
             telling = explaining(op, [(one.value, tuple(one.bad)) for one in given], run, output)
             return [
@@ -315,7 +275,11 @@ class Nonfinite:
         same = [(node, trail) for node, name, trail in found if name == kind]
         other = [(node, trail) for node, name, trail in found if name != kind]
         sources = same or [pair for pair in other if not pair[1].intended] or other
-        if sources and all(trail.intended for _, trail in sources) and not keeps_fills(op, given):
+        if (
+            sources
+            and all(trail.intended for _, trail in sources)
+            and not keeps_fills(op, [bool(one.bad) for one in given])
+        ):
             # What was filled in to hide something has got into a sum.
             return self._leaves(sources)
         return sources
@@ -329,7 +293,7 @@ class Nonfinite:
         ]
 
     def _absorbed(self, op: Op, node: Node, given: Sequence[Operand]) -> None:
-        selects = op.kind in _SELECTS or op.name in _SELECTING
+        selects = op.kind in SELECTS or op.name in SELECTING
         for one in given:
             for kind, trail in one.bad.items():
                 # No arithmetic makes a number of NaN; a fused kernel does, of rows that it takes for empty.
@@ -363,7 +327,7 @@ class Nonfinite:
     def _unwritten(self, tape: Tape, op: Op, nodes: tuple[Node, ...], run: Ran, phase: str) -> None:
         """Memory that was only reserved is filled with NaN, so that whoever reads it before writing shows up."""
         for node, output in zip(nodes, run.outputs, strict=True):
-            if not (_is_readable(output) and output.dtype in POISONED):
+            if not (is_readable(output) and output.dtype in POISONED):
                 continue
             output.fill_(float("nan"))
             origin = self._origin("unwritten", ("nan",), phase, op, node, tape)
@@ -375,7 +339,7 @@ class Nonfinite:
         """Looks at a tensor that no operator of this run made."""
         self._seen.add(node.serial)
         self.rewind.existed(tensor)
-        if not _is_readable(tensor):
+        if not is_readable(tensor):
             return
         low, high = self._look(tensor)
         name = node.parameter
@@ -419,7 +383,7 @@ class Nonfinite:
                 found.setdefault(kind, trail)
             if one.op is ALIAS or one.op.writes:
                 waiting += [ref.node for ref in one.operands]
-        if not found or not _is_readable(tensor):
+        if not found or not is_readable(tensor):
             return
         kept = {kind: found.get(kind, next(iter(found.values()))) for kind in kinds_of(tensor)}
         if kept:
@@ -492,7 +456,7 @@ class Nonfinite:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 name = tape.name_of(parameter)
-                if name is None or not _is_readable(parameter):
+                if name is None or not is_readable(parameter):
                     continue
                 low, high = self._look(parameter.detach())
                 after, before = max(abs(low), abs(high)), self._absmax.get(name, 0.0)
@@ -512,7 +476,7 @@ def visible(
     `trail` None: the value was made where no tape could look.
     """
     for name, tensor in named:
-        if not _is_readable(tensor):
+        if not is_readable(tensor):
             continue
         kinds = kinds_of(tensor)
         if not kinds:
@@ -546,61 +510,6 @@ def _came_from(book: Nonfinite, origin: Origin, node: Node) -> bool:
     return any(origin.number in trail.origins for trail in book.states.get(node.serial, {}).values())
 
 
-def is_view(func: Any) -> bool:
-    return bool(getattr(func, "is_view", False))
-
-
-def is_finite(value: float) -> bool:
-    return value - value == 0.0
-
-
-def tensors_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors among the arguments, in the order of the operands on the tape."""
-    return [value for value in _flat((args, tuple(kwargs.values()))) if isinstance(value, Tensor)]
-
-
-def literals_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
-    """The kinds of bad values that the code wrote out as numbers."""
-    found = set()
-    for value in _flat((args, tuple(kwargs.values()))):
-        if isinstance(value, float) and not is_finite(value):
-            found.add("nan" if value != value else "+inf" if value > 0 else "-inf")
-    return found
-
-
-def grouped(op: Op, args: Sequence[Any], outputs: int) -> list[list[int]] | None:
-    """For an operator on lists, which tensor operands belong to each output; None for any other operator."""
-    if not op.name.startswith(("_foreach", "_fused")):
-        return None
-    groups: list[list[int]] = [[] for _ in range(outputs)]
-    position = 0
-    for value in args:
-        tensors = [one for one in _flat(value) if isinstance(one, Tensor)]
-        several = isinstance(value, (list, tuple)) and len(tensors) > 1
-        for number, _ in enumerate(tensors):
-            for output in [number % outputs] if several else range(outputs):
-                groups[output].append(position)
-            position += 1
-    return groups
-
-
-def overwritten(op: Op, run: Ran, position: int, tensor: Tensor) -> bool:
-    """Whether the old value of an operand has no part in the result."""
-    if tensor is run.kwargs.get("out"):
-        return True
-    return position == 0 and bool(op.writes) and op.name in _OVERWRITING
-
-
-def keeps_fills(op: Op, given: Sequence[Operand]) -> bool:
-    """Whether −Inf that was filled in to hide something still hides it after this operator."""
-    if op.product:
-        # A mask may be what a product is added to; as a factor it gets into sums.
-        return op.name.startswith(("add", "badd")) and not any(one.bad for one in given[1:])
-    # What a kernel of someone else's does with a mask is its own affair.
-    opaque = bool(op.full_name) and not op.full_name.startswith("aten::")
-    return opaque or op.kind in _KEEP_FILLS or op.name in _KEEPING_FILLS
-
-
 def _joined(sources: Sequence[tuple[Node, Trail]]) -> Trail:
     unintended = [pair for pair in sources if not pair[1].intended]
     chosen = unintended or sources
@@ -619,20 +528,6 @@ def _intended_signs(bad: Bad) -> tuple[str, ...]:
     return tuple(kind for kind, trail in bad.items() if trail.intended)
 
 
-def _is_readable(tensor: Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.device.type == "meta":
-        return False
-    return tensor.layout == torch.strided and not tensor.is_nested and tensor.numel() > 0
-
-
-def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _flat(item)
-    else:
-        yield value
-
-
 # --- tables -------------------------------------------------------------------------------------------
 
 _NOTHING = (0.0, None)
@@ -641,30 +536,3 @@ _MOST_EXAMINED = 256
 _LONGEST_WAY = 4096
 # A parameter that grew by more than this in one optimiser step was thrown, not trained.
 _MOVED = 1e3
-
-# Integers made of the order of numbers: where several are Inf the order is lost.
-_CHOOSES = frozenset(("argmax", "argmin", "argsort"))
-_OVERWRITING = frozenset(
-    "copy fill zero normal uniform random bernoulli exponential geometric cauchy log_normal set resize".split()
-)
-POISONED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-UNWRITTEN = frozenset(
-    ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
-)
-# Operators whose literal ±Inf is something the author wrote down.
-_FILLS = frozenset(("fill", "factor", "sum", "other", "like", "pad", "clamp"))
-# Operators that choose among values: what they do not choose harms nothing.
-_SELECTS = frozenset(
-    ("fill", "clamp", "slice", "lookup", "reshape", "permute", "expand", "same", "random", "like")
-)
-_SELECTING = frozenset(
-    ("topk", "sort", "max", "min", "amax", "amin", "copy", "fill", "zero", "masked_select", "isnan")
-)
-_KEEP_FILLS = frozenset(
-    "fill clamp slice reshape permute expand same join pad repeat factor sum negative softmax exponential sigmoid cap "
-    "relu lookup fused".split()
-) | {"log softmax"}
-_KEEPING_FILLS = frozenset(
-    "max min amax amin aminmax topk sort logsumexp logaddexp _softmax_backward_data fill zero scatter "
-    "log_sigmoid_forward softplus cummax where sgn abs square pow".split()
-)

@@ -12,9 +12,10 @@ from attncli.trace.axes import Axes, axes, of_product
 from attncli.trace.factors import linear_factor
 from attncli.trace.facts import exceeds
 from attncli.trace.layout import layout_of
-from attncli.trace.nonfinite import Nonfinite, Origin
+from attncli.trace.nonfinite import Nonfinite
 from attncli.trace.origins import projected_features
 from attncli.trace.tape import Node, Ref
+from attncli.trace.trails import Origin
 
 Evidence = dict[str, Any]
 
