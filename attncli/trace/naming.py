@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def named_inputs(
     """The tensors of a batch under the names of the forward's parameters; nested ones dotted."""
     names = _parameters(model)
     given = {names[i] if i < len(names) else f"argument {i}": value for i, value in enumerate(args)}
-    return tuple(pair for name, value in {**given, **kwargs}.items() for pair in _tensors(name, value))
+    return tuple(pair for name, value in {**given, **kwargs}.items() for pair in tensors_in(name, value))
 
 
 def named_weights(model: Any) -> tuple[Weight, ...]:
@@ -55,15 +56,19 @@ def _parameters(model: Any) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in positional]
 
 
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested arguments or outputs, with dotted names."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _tensors(f"{name}.{key}", item)
+            yield from tensors_in(f"{name}.{key}", item)
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
-            yield from _tensors(f"{name}.{number}", item)
+            yield from tensors_in(f"{name}.{number}", item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in fields(value):
+            yield from tensors_in(f"{name}.{part.name}", getattr(value, part.name))
 
 
 _WRAPPERS = frozenset(("_orig_mod", "_checkpoint_wrapped_module"))

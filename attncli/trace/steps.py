@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from attncli.trace import watched
-from attncli.trace.naming import clean, named_inputs
+from attncli.trace.naming import clean, named_inputs, tensors_in
 from attncli.trace.nonfinite import Nonfinite, visible
 from attncli.trace.rewind import Rewind
 from attncli.trace.tape import LEAF, Node, Tape
@@ -94,7 +94,7 @@ def loss_of(result: Any, summed: bool = True) -> Tensor | None:
     own = getattr(result, "loss", None)
     if isinstance(own, Tensor) and own.requires_grad:
         return own
-    tensors = [t for _, t in _tensors("output", result) if t.is_floating_point() and t.requires_grad]
+    tensors = [t for _, t in tensors_in("output", result) if t.is_floating_point() and t.requires_grad]
     if len(tensors) == 1 and tensors[0].dim() == 0:
         return tensors[0]
     return sum((t.sum() for t in tensors[1:]), tensors[0].sum()) if tensors and summed else None
@@ -134,7 +134,7 @@ def _inputs(model: Any, tape: Tape) -> Iterator[None]:
 
 def tensors_shown(model: Any, result: Any) -> Iterator[tuple[str, Tensor]]:
     """All that can be seen after a step: what it returned, gradients, parameters and buffers."""
-    yield from _tensors("output", result)
+    yield from tensors_in("output", result)
     if not isinstance(model, nn.Module):
         return
     for name, parameter in model.named_parameters():
@@ -144,20 +144,6 @@ def tensors_shown(model: Any, result: Any) -> Iterator[tuple[str, Tensor]]:
         yield f"parameter {clean(name)}", parameter.detach()
     for name, buffer in model.named_buffers():
         yield f"buffer {clean(name)}", buffer
-
-
-def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _tensors(f"{name}.{key}", item)
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from _tensors(f"{name}.{number}", item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for item in fields(value):
-            yield from _tensors(f"{name}.{item.name}", getattr(value, item.name))
 
 
 def _is_guarded(book: Nonfinite) -> bool:
