@@ -22,6 +22,7 @@ from attncli.records import (
     Report,
     Tensor,
     strict_json,
+    structure,
 )
 
 LAYER = Layer(
@@ -116,6 +117,45 @@ def test_layers_without_softmax_are_no_attention_to_look_at():
     assert report(layers=(STATE_SPACE, LAYER)).exit_code("note") == 0
 
 
+# --- identity -----------------------------------------------------------------------------------------
+
+
+def about(message, **other):
+    return dataclasses.replace(finding(), message=message, **other).fingerprint
+
+
+def test_a_finding_is_the_same_one_whatever_it_counts_and_whichever_head_is_the_worst():
+    first = about("h.3.attn: head 1: the largest score is 120.5.", layer="h.3.attn", head=1)
+    assert first == about("h.3.attn: head 7: the largest score is 99.", layer="h.3.attn", head=7)
+    assert about("enc (bmm, model.py:41): 0/0.") == about("enc (bmm, model.py:57): 0/0.")
+    assert about("12 tensors: odd.") == about("13 tensors: odd.")
+
+
+def test_a_finding_is_another_one_at_another_layer_tensor_or_rule():
+    first = about("h.3.attn: large.", layer="h.3.attn")
+    others = [
+        about("h.4.attn: large.", layer="h.4.attn"),
+        about("h.3.attn: large.", layer="h.3.attn", code="ATT102"),
+        about("h.3.attn.q.weight: large.", layer="h.3.attn"),
+        about("h.3.attn: large."),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_the_structure_is_that_of_shapes_and_not_of_dtypes_files_or_order():
+    other = dataclasses.replace(LAYER, path="h.1.attn", id="h.1.attn")
+    stored = dataclasses.replace(LAYER.tensors[0], dtype="bfloat16", file="other.bin")
+    assert structure((LAYER, other)) == structure((other, dataclasses.replace(LAYER, tensors=(stored,))))
+    reshaped = dataclasses.replace(LAYER.tensors[0], shape=(2304, 768))
+    changed = [
+        dataclasses.replace(LAYER, heads=6),
+        dataclasses.replace(LAYER, tensors=(reshaped,)),
+        dataclasses.replace(LAYER, path="g.0.attn"),
+        dataclasses.replace(LAYER, layout="separate"),
+    ]
+    assert len({structure((layer,)) for layer in (LAYER, *changed)}) == 5
+
+
 # --- the schema ---------------------------------------------------------------------------------------
 
 
@@ -132,12 +172,12 @@ def test_the_keys_of_the_report_are_those_of_the_schema_in_its_order():
         "origin": full["origins"][0],
     }
     assert {what: " ".join(row) for what, row in keys.items()} == {
-        "report": "schema command attncli_version verdict source environment run layers measurements origins"
-        " findings notes",
+        "report": "schema command attncli_version verdict source structure environment run layers measurements"
+        " origins findings known maps changes notes",
         "layer": "id path kind layout heads kv_heads head_dim scale evidence tensors facts",
         "tensor": "role name shape dtype file",
         "measurement": "metric layer call head value unit precision low high",
-        "finding": "code name severity layer head message advice evidence",
+        "finding": "code name severity layer head message advice evidence fingerprint",
         "origin": "value phase cause confirmed module op source tensor layer at dtype evidence path message advice",
     }
     assert (full["schema"], full["attncli_version"], full["run"]) == (SCHEMA, "0.1.0", None)
