@@ -18,7 +18,8 @@ from tiny_checkpoints import floats, llama_folder, llama_shapes, write_safetenso
 
 import attncli
 from attncli.cli import app, run
-from attncli.cli.output import progress_bar
+from attncli.cli.progress import progress_bar
+from attncli.cli.writing import write
 from attncli.rules import RULES
 
 ROOT = Path(attncli.__file__).parents[1]
@@ -258,7 +259,7 @@ def test_help_names_every_command_or_option(arguments: tuple[str, ...], attncli_
     assert result.out.startswith("Usage: ")
     expected = (
         "--values --bounds --heads --kv-heads --head-dim --layer --format --output --fail-on --select --ignore "
-        "--baseline --quiet"
+        "--baseline --write-baseline --quiet"
         if "inspect" in arguments
         else "inspect --version"
     )
@@ -411,7 +412,8 @@ def test_a_baseline_leaves_known_findings_out_and_new_ones_in(attncli_run: Comma
     assert attncli_run("inspect", folder, "-f", "json", "-o", "known.json").code == 1
     again = attncli_run("inspect", folder, "--baseline", "known.json")
     assert again.code == 0
-    assert again.out.endswith("2 attention layers; no findings.\n")
+    assert again.out.endswith("2 attention layers; no new findings, 2 known.\n")
+    assert "  error ATT101 heads-mismatch  model.layers.0" in again.out
     write_safetensors(folder / "model.safetensors", llama_shapes(3))
     grown = attncli_run("inspect", folder, "--baseline", "known.json", "-f", "json")
     assert grown.code == 1
@@ -425,6 +427,104 @@ def test_a_baseline_knows_findings_whose_names_are_no_valid_text(
     write_safetensors(tmp_path / "m" / "model.safetensors", llama_shapes(2, prefix="a\ud800b.layers"))
     assert attncli_run("inspect", "m", "-f", "json", "-o", "known.json").code == 1
     assert attncli_run("inspect", "m", "--baseline", "known.json").code == 0
+
+
+def test_a_baseline_is_written_and_from_then_on_its_findings_are_known(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    folder = broken_folder(tmp_path / "m")
+    assert attncli_run("inspect", folder, "-q").code == 1
+    first = attncli_run("inspect", folder, "--write-baseline", "known.json")
+    assert (first.code, first.out.splitlines()[-1]) == (0, "2 attention layers; no new findings, 2 known.")
+    written = json.loads((tmp_path / "known.json").read_text(encoding="utf-8"))
+    assert written["schema"] == "attncli-baseline/1"
+    assert [row["layer"] for row in written["findings"]] == [f"model.layers.{i}.self_attn" for i in (0, 1)]
+    assert attncli_run("inspect", folder, "--baseline", "known.json", "-q").code == 0
+    # In another order, and by other numbers: the same findings.
+    written["findings"].reverse()
+    (tmp_path / "known.json").write_text(json.dumps(written), encoding="utf-8")
+    assert attncli_run("inspect", folder, "--baseline", "known.json", "-q").code == 0
+    report = json.loads(attncli_run("inspect", folder, "--baseline", "known.json", "-f", "json").out)
+    assert (report["verdict"], len(report["known"]), report["findings"]) == ("clean", 2, [])
+
+
+def test_a_baseline_is_brought_up_to_date_in_place(attncli_run: Command, tmp_path: Path) -> None:
+    folder = broken_folder(tmp_path / "m")
+    both = ("--baseline", "known.json", "--write-baseline", "known.json")
+    assert attncli_run("inspect", folder, *both[2:], "-q").code == 0
+    write_safetensors(folder / "model.safetensors", llama_shapes(3))
+    assert attncli_run("inspect", folder, *both, "-q").code == 0
+    assert len(json.loads((tmp_path / "known.json").read_text(encoding="utf-8"))["findings"]) == 3
+    write_safetensors(folder / "model.safetensors", llama_shapes(1))
+    gone = attncli_run("inspect", folder, *both[:2])
+    assert "note: 2 findings of the baseline were not found again" in gone.out
+    assert attncli_run("inspect", folder, *both, "-q").code == 0
+    assert len(json.loads((tmp_path / "known.json").read_text(encoding="utf-8"))["findings"]) == 1
+
+
+def test_a_baseline_of_an_older_report_without_fingerprints_is_understood(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    folder = broken_folder(tmp_path / "m")
+    report = json.loads(attncli_run("inspect", folder, "-f", "json").out)
+    rows = [{key: row[key] for key in ("code", "layer", "message")} for row in report["findings"]]
+    (tmp_path / "old.json").write_text(json.dumps({"findings": rows}), encoding="utf-8")
+    assert attncli_run("inspect", folder, "--baseline", "old.json", "-q").code == 0
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def test_the_name_of_a_file_says_its_format_and_one_run_writes_several(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    llama_folder(tmp_path / "m")
+    result = attncli_run("inspect", "m", "-o", "a.json", "-o", "b.txt", "--output", "c.unknown")
+    assert result == Result(0, "", "")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["verdict"] == "clean"
+    table = (tmp_path / "b.txt").read_text(encoding="utf-8")
+    assert table.startswith("m  safetensors")
+    assert (tmp_path / "c.unknown").read_text(encoding="utf-8") == table
+    attncli_run("inspect", "m", "-f", "table", "-o", "a.json")
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == table
+
+
+@pytest.mark.parametrize("options", [("-o", "a", "-o", "a"), ("-o", "a", "--write-baseline", "./a")])
+def test_two_outputs_do_not_go_to_one_file(
+    options: tuple[str, ...], attncli_run: Command, tmp_path: Path
+) -> None:
+    llama_folder(tmp_path / "m")
+    result = attncli_run("inspect", "m", *options)
+    assert (result.code, (tmp_path / "a").exists()) == (2, False)
+    assert "two outputs would go to this file." in result.err
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "report.json"
+    file.write_text("the old one", encoding="utf-8")
+    file.chmod(0o640)
+    write("the new one", file)
+    assert (file.read_text(encoding="utf-8"), file.stat().st_mode & 0o777) == ("the new one", 0o640)
+
+    def interrupted(self: Path, data: bytes) -> int:
+        with self.open("wb") as half:
+            half.write(data[:3])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write("never finished", file)
+    assert file.read_text(encoding="utf-8") == "the new one"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write("text", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text(encoding="utf-8") == "text"
+    write("nobody reads this", Path(os.devnull))
+    assert not Path(os.devnull).is_file()
 
 
 # --- errors -------------------------------------------------------------------------------------------
@@ -444,7 +544,7 @@ def bad_inputs(folder: Path) -> None:
     write_safetensors(folder / "w.safetensors", llama_shapes())
 
 
-NO_REPORT = "the baseline is no JSON report of attncli."
+NO_REPORT = "this is no baseline and no JSON report of attncli."
 
 
 @pytest.mark.parametrize(
@@ -453,7 +553,7 @@ NO_REPORT = "the baseline is no JSON report of attncli."
         (["inspect", "missing.safetensors"], "missing.safetensors", "there is no such file or folder."),
         (["inspect", "empty"], "empty", "the folder"),
         (["inspect", "notes.txt"], "notes.txt", "this is a text file, which attncli does not read."),
-        (["inspect", "m", "--format", "bogus"], "attncli inspect", "'bogus' is not one of 'table', 'json'."),
+        (["inspect", "m", "--format", "bogus"], "attncli inspect", "'bogus' is not one of 'table', 'json'"),
         (["inspect", "m", "--fail-on", "fatal"], "attncli inspect", "'fatal' is not one of"),
         (["inspect", "m", "--heads", "0"], "attncli inspect", "0 is not in the range x>=1."),
         (["inspect", "m", "--heads", "four"], "attncli inspect", "'four' is not a valid int"),
@@ -613,7 +713,7 @@ def test_a_pyproject_that_sets_nothing_changes_nothing(
     ("text", "problem"),
     [
         ('[tool.attncli]\nfail_onn = "note"\n', "[tool.attncli] has no setting 'fail-onn'."),
-        ("[tool.attncli]\nvalues = true\n", "[tool.attncli] has no setting 'values'."),
+        ("[tool.attncli]\ncheckpoint = 'm'\n", "[tool.attncli] has no setting 'checkpoint'."),
         ("[tool.attncli.inspect]\nbound = true\n", "[tool.attncli.inspect] has no setting 'bound'."),
         ("[tool.attncli.inspekt]\nvalues = true\n", "[tool.attncli] has no setting 'inspekt'."),
         ("[tool.attncli\n", "it is not valid TOML ("),
@@ -632,8 +732,35 @@ def test_a_setting_that_does_not_exist_is_an_error(
     assert first.startswith(f"error: {tmp_path / 'pyproject.toml'}: {problem}")
     assert second.startswith("  try: ")
     if "no setting" in problem:
-        assert second.startswith("  try: Known: ")
+        assert "Known: " in second
         assert "_" not in second
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ('[tool.attncli]\nfail_onn = "note"\n', "fail-on"),
+        ("[tool.attncli.inspect]\nbound = true\n", "bounds"),
+        ("[tool.attncli.inspekt]\nvalues = true\n", "inspect"),
+        ("[tool.attncli]\nxyzzy = 3\n", None),
+    ],
+)
+def test_a_setting_that_is_nearly_right_gets_a_suggestion(
+    text: str, meant: str | None, attncli_run: Command, tmp_path: Path
+) -> None:
+    settings(tmp_path, text)
+    said = attncli_run("inspect", "m").err.splitlines()[1]
+    assert said.startswith(f"  try: Did you mean '{meant}'? Known: " if meant else "  try: Known: ")
+
+
+def test_a_setting_for_all_commands_counts_for_those_that_have_the_option(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    llama_folder(tmp_path / "m")
+    settings(tmp_path, "[tool.attncli]\nvalues = true\nseq-len = 7\n")  # inspect has no --seq-len
+    assert "Values of " in attncli_run("inspect", "m").out
+    settings(tmp_path, "[tool.attncli]\nseq_len = 7\n")
+    assert "Values of " not in attncli_run("inspect", "m").out
 
 
 @pytest.mark.parametrize(

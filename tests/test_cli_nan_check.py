@@ -429,7 +429,17 @@ def test_the_json_report_has_the_schema(model: str, options: list[str], attncli_
         assert origin["message"]
         assert origin["advice"].endswith(".")
     for finding in report["findings"]:
-        assert list(finding) == ["code", "name", "severity", "layer", "head", "message", "advice", "evidence"]
+        assert list(finding) == [
+            "code",
+            "name",
+            "severity",
+            "layer",
+            "head",
+            "message",
+            "advice",
+            "evidence",
+            "fingerprint",
+        ]
         assert finding["code"].startswith("ATT7")
 
 
@@ -464,7 +474,7 @@ def test_an_ignored_finding_does_not_hide_that_nan_was_found(attncli_run: Comman
 
 def test_a_baseline_of_known_findings_is_left_out(attncli_run: Command) -> None:
     options = ("code.py:bad_weight", *GIVEN, "--no-confirm")
-    attncli_run(*options, "-f", "json", "-o", "known.json")
+    assert attncli_run(*options, "--write-baseline", "known.json").code == 0
     assert attncli_run(*options, "--baseline", "known.json").code == 0
 
 

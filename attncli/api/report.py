@@ -73,6 +73,12 @@ def environment() -> dict[str, Any]:
     }
 
 
-def with_findings(report: Report, findings: Sequence[records.Finding]) -> Report:
+def with_findings(
+    report: Report,
+    findings: Sequence[records.Finding],
+    *,
+    known: Sequence[records.Finding] = (),
+    notes: Sequence[str] = (),
+) -> Report:
     """The same report with other findings: what is left after --select, --ignore and --baseline."""
-    return replace(report, findings=tuple(findings))
+    return replace(report, findings=tuple(findings), known=tuple(known), notes=(*report.notes, *notes))

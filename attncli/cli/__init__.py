@@ -19,9 +19,10 @@ from attncli.cli.entropy import entropy
 from attncli.cli.help import Command, Group
 from attncli.cli.inspect import inspect
 from attncli.cli.nan_check import nan_check
-from attncli.cli.output import show_error, silence_stdout
+from attncli.cli.output import show_error
 from attncli.cli.overflow import overflow
-from attncli.cli.settings import project_defaults
+from attncli.cli.settings import Option, project_defaults
+from attncli.cli.writing import silence_stdout
 from attncli.errors import AttncliError, UsageError
 
 app = typer.Typer(
@@ -128,8 +129,17 @@ def main(
     unreadable input; 3 no attention could be observed, or not all of it.
     """
     commands: dict[str, Any] = getattr(context.command, "commands", {})
-    known = {name: {parameter.name for parameter in command.params} for name, command in commands.items()}
-    context.default_map = project_defaults(known)
+    context.default_map = project_defaults({name: _options(command) for name, command in commands.items()})
+
+
+def _options(command: Any) -> dict[str, Option]:
+    """The options of a command by their long names: --no-confirm is the setting confirm = false."""
+    return {
+        name[2:]: Option(parameter.name, bool(parameter.multiple))
+        for parameter in command.params
+        for name in parameter.opts
+        if name.startswith("--")
+    }
 
 
 # typer names no public base class of its usage errors, and from 0.26 on they are not click's.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attncli.cli.model_options import ModelArgument, Reporting, Running, flattened, run_and_report
+from attncli.cli.flattened import flattened
+from attncli.cli.model_options import ModelArgument, Running, run_and_report
+from attncli.cli.output import Reporting
 
 
 @flattened

@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from attncli.cli import output as out
+from attncli.cli.flattened import flattened
+from attncli.cli.output import Reporting, outlet
+from attncli.cli.progress import progress_bar
 
 
+@flattened
 def inspect(
     checkpoint: Annotated[
         str, typer.Argument(help="A checkpoint file, or a model folder.", show_default=False)
     ],
+    reporting: Reporting,
+    *,
     values: Annotated[
         bool,
         typer.Option(
@@ -40,13 +45,6 @@ def inspect(
             help="Only these layers, one row each: a path, a glob, or a layer's number. Repeatable.",
         ),
     ] = None,
-    output_format: out.FormatOption = out.Format.table,
-    output: out.OutputOption = None,
-    fail_on: out.FailOnOption = out.FailOn.error,
-    select: out.SelectOption = None,
-    ignore: out.IgnoreOption = None,
-    baseline: out.BaselineOption = None,
-    quiet: out.QuietOption = False,
 ) -> None:
     """Show the attention layout of every layer of a checkpoint, from its headers.
 
@@ -56,9 +54,8 @@ def inspect(
     """
     from attncli import api
 
-    choice = out.choice(select, ignore, baseline)
-    out.check_target(output, Path(checkpoint))
-    with out.progress_bar(quiet) as progress:
+    ends = outlet(reporting, [Path(checkpoint)])
+    with progress_bar(reporting.quiet) as progress:
         report = api.inspect(
             checkpoint,
             values=values,
@@ -69,13 +66,4 @@ def inspect(
             layers=layer or (),
             progress=progress,
         )
-    code = out.finish(
-        report,
-        choice,
-        output_format=output_format,
-        output=output,
-        fail_on=fail_on,
-        quiet=quiet,
-        unfolded=bool(layer),
-    )
-    raise typer.Exit(code)
+    raise typer.Exit(ends.finish(report, unfolded=bool(layer)))

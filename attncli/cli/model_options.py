@@ -1,22 +1,18 @@
-"""The options of every command that runs a model: which model, on what, with which batch.
-
-`Running` and `Reporting` name each option once; `flattened` makes them parameters of a command.
-"""
+"""The options of every command that runs a model: which model, on what, with which batch."""
 
 from __future__ import annotations
 
 import enum
-import inspect
 import sys
-from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
-from attncli.cli import output as out
+from attncli.cli.output import Reporting, outlet
+from attncli.cli.progress import progress_bar
 
 
 class Dtype(str, enum.Enum):
@@ -145,53 +141,6 @@ class Running:
     ] = None
 
 
-@dataclass(frozen=True)
-class Reporting:
-    """What becomes of the report: the output options of every command."""
-
-    output_format: out.FormatOption = out.Format.table
-    output: out.OutputOption = None
-    fail_on: out.FailOnOption = out.FailOn.error
-    select: out.SelectOption = None
-    ignore: out.IgnoreOption = None
-    baseline: out.BaselineOption = None
-    quiet: out.QuietOption = False
-
-
-def flattened(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with one parameter per field in place of its parameters of type `Running` and `Reporting`."""
-    hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if hint in (Running, Reporting)}
-    parameters = [
-        parameter.replace(annotation=hints[name])
-        for name, parameter in inspect.signature(command).parameters.items()
-        if name not in groups
-    ]
-    for group in groups.values():
-        types = get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                item.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=types[item.name],
-                default=inspect.Parameter.empty if item.default is MISSING else item.default,
-            )
-            for item in fields(group)
-        ]
-
-    def flat(**given: Any) -> None:
-        made = {
-            name: group(**{item.name: given.pop(item.name) for item in fields(group)})
-            for name, group in groups.items()
-        }
-        command(**given, **made)
-
-    flat.__name__, flat.__doc__ = command.__name__, command.__doc__
-    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return flat
-
-
 def run_and_report(command: str, model: str, running: Running, reporting: Reporting, **own: Any) -> None:
     """Runs the model, writes the report and leaves with its exit code.
 
@@ -200,26 +149,15 @@ def run_and_report(command: str, model: str, running: Running, reporting: Report
     """
     from attncli import api
 
-    choice = out.choice(reporting.select, reporting.ignore, reporting.baseline)
-    for file in files_read(model, running):
-        out.check_target(reporting.output, file)
-    with out.progress_bar(reporting.quiet) as progress, redirect_stdout(sys.stderr):
+    ends = outlet(reporting, files_read(model, running))
+    with progress_bar(reporting.quiet) as progress, redirect_stdout(sys.stderr):
         settings = {**_settings(running), **own}
         if command == "nan-check":
             settings.pop("layers")
             report = api.nan_check_model(model, **settings, progress=progress)
         else:
             report = api.measure_model(command, model, **settings, progress=progress)
-    code = out.finish(
-        report,
-        choice,
-        output_format=reporting.output_format,
-        output=reporting.output,
-        fail_on=reporting.fail_on,
-        quiet=reporting.quiet,
-        unfolded=bool(running.layer),
-    )
-    raise typer.Exit(code)
+    raise typer.Exit(ends.finish(report, unfolded=bool(running.layer)))
 
 
 def files_read(model: str, running: Running) -> list[Path]:

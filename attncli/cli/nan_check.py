@@ -8,16 +8,9 @@ from typing import Annotated
 
 import typer
 
-from attncli.cli import output as out
-from attncli.cli.model_options import (
-    Dtype,
-    ModelArgument,
-    Reporting,
-    Running,
-    files_read,
-    flattened,
-    run_and_report,
-)
+from attncli.cli.flattened import flattened
+from attncli.cli.model_options import Dtype, ModelArgument, Running, files_read, run_and_report
+from attncli.cli.output import Reporting, check_target
 from attncli.errors import UsageError
 
 
@@ -87,8 +80,7 @@ def nan_check(
                 "--save-repro", f"{save_repro} is no Python file.", "Give a name that ends in .py."
             )
         for written in (save_repro, save_repro.with_suffix(".pt")):
-            for file in files_read(model, running):
-                out.check_target(written, file, "--save-repro", "the script or its tensors")
+            check_target(written, files_read(model, running), "--save-repro", "the script or its tensors")
     run_and_report(
         "nan-check",
         model,

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from attncli.errors import UsageError
 
 
-def project_defaults(commands: Mapping[str, Collection[str]]) -> dict[str, Any]:
+class Option(NamedTuple):
+    """An option as a setting: the parameter behind it, and whether it may be given more than once."""
+
+    parameter: str
+    several: bool
+
+
+def project_defaults(commands: Mapping[str, Mapping[str, Option]]) -> dict[str, Any]:
     """Defaults by command. `[tool.attncli]` holds for all commands, `[tool.attncli.COMMAND]` for one.
 
-    `commands`: the parameters that each command has. Errors: `UsageError` for TOML that cannot be read and
-    for settings that do not exist.
+    `commands`: the options of each command, by their long names without dashes. A setting for all commands counts
+    for those that have the option. Errors: `UsageError` for TOML that cannot be read and for settings that do not
+    exist.
     """
     file = _nearest()
     if file is None:
         return {}
     table = _table(file)
-    shared = {_name(key): value for key, value in table.items() if not isinstance(value, dict)}
+    shared = {_option(key): value for key, value in table.items() if not isinstance(value, dict)}
     own = {key: value for key, value in table.items() if isinstance(value, dict)}
-    _refuse_unknown(file, "[tool.attncli]", shared, _SHARED)
+    _refuse_unknown(
+        file, "[tool.attncli]", shared, {name for options in commands.values() for name in options}
+    )
     _refuse_unknown(file, "[tool.attncli]", own, commands)
     defaults = {}
-    for command, parameters in commands.items():
-        settings = {_name(key): value for key, value in own.get(command, {}).items()}
-        _refuse_unknown(file, f"[tool.attncli.{command}]", settings, parameters)
+    for command, options in commands.items():
+        settings = {_option(key): value for key, value in own.get(command, {}).items()}
+        _refuse_unknown(file, f"[tool.attncli.{command}]", settings, options)
         merged = {**shared, **settings}
-        defaults[command] = {name: _value(file, name, value) for name, value in merged.items()}
+        defaults[command] = {
+            options[name].parameter: _value(file, name, value, options[name].several)
+            for name, value in merged.items()
+            if name in options
+        }
     return defaults
 
 
@@ -69,27 +84,30 @@ def _table(file: Path) -> dict[str, Any]:
 def _refuse_unknown(file: Path, where: str, given: Collection[str], known: Collection[str]) -> None:
     unknown = sorted(set(given) - set(known))
     if unknown:
-        listed = ", ".join(sorted(_shown(name) for name in known))
-        raise UsageError(str(file), f"{where} has no setting {_shown(unknown[0])!r}.", f"Known: {listed}.")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        remedy = f"Did you mean {near[0]!r}? " if near else ""
+        remedy += f"Known: {', '.join(sorted(known))}."
+        raise UsageError(str(file), f"{where} has no setting {unknown[0]!r}.", remedy)
 
 
-def _value(file: Path, name: str, value: Any) -> Any:
-    if name in _LISTS and isinstance(value, str):
-        return [value]
-    if name in _PATHS and isinstance(value, str):
-        return str(file.parent / value)
+def _value(file: Path, name: str, value: Any, several: bool) -> Any:
+    if several and not isinstance(value, list):
+        value = [value]
+    if name in _PATHS:
+        beside = [str(file.parent / item) if isinstance(item, str) else item for item in _listed(value)]
+        return beside if isinstance(value, list) else beside[0]
     return value
 
 
-def _name(key: str) -> str:
-    return "output_format" if key == "format" else key.replace("-", "_")
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def _shown(name: str) -> str:
-    return "format" if name == "output_format" else name.replace("_", "-")
+def _option(key: str) -> str:
+    return key.replace("_", "-")
 
 
-_SHARED = frozenset({"fail_on", "select", "ignore", "baseline", "output_format", "quiet"})
-_LISTS = frozenset({"select", "ignore", "layer", "text"})
 # Paths in the file are its own neighbours, wherever the command is called.
-_PATHS = frozenset({"baseline", "input", "weights", "offload_folder"})
+_PATHS = frozenset(
+    {"baseline", "write-baseline", "input", "weights", "offload-folder", "output", "save-repro"}
+)

@@ -22,3 +22,13 @@ TEXT_FORMATS: dict[str, Callable[[Report], str]] = {
     "table": as_table,
     "json": as_json,
 }
+# What the name of a file says of the format wanted in it.
+SUFFIXES: dict[str, str] = {
+    ".txt": "table",
+    ".json": "json",
+    ".md": "markdown",
+    ".sarif": "sarif",
+    ".xml": "junit",
+    ".html": "html",
+    ".htm": "html",
+}

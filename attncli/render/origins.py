@@ -50,7 +50,7 @@ def nan_verdict(report: Report, tally: str) -> Text:
     if total != 1 and not silent:
         sentence = sentence.replace("origin of", "origins of", 1)
     style = "bold red" if any(finding.severity == "error" for finding in report.findings) else "bold yellow"
-    return Text(f"{sentence}; {tally or 'no findings'}.", style=style)
+    return Text(f"{sentence}; {tally}.", style=style)
 
 
 def _title(origin: Origin, number: int, total: int) -> Text:

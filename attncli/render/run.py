@@ -89,7 +89,7 @@ def run_verdict(report: Report, tally: str) -> Text:
         return Text(f"{sentence}; {tally}.", style=style)
     if not report.looked:
         return Text(f"{sentence}.", style="bold yellow")
-    return Text(f"{sentence}; no findings.", style="bold green")
+    return Text(f"{sentence}; {tally}.", style="bold green")
 
 
 # --- building blocks ----------------------------------------------------------------------------------

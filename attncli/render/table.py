@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.text import Text
 
 from attncli.records import Measurement, Report
+from attncli.render.findings import finding_parts, tally
 from attncli.render.fitting import table_or_lines
 from attncli.render.folds import Fold, folds
 from attncli.render.layers import layer_parts
@@ -42,7 +42,7 @@ def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableT
     if report.run is not None:
         return _run_parts(report, unfolded, console)
     parts = _checkpoint_parts(report, unfolded, console)
-    return [*parts, *_notes(report.notes), *_findings(report), _verdict(report)]
+    return [*parts, *_notes(report.notes), *finding_parts(report), _verdict(report)]
 
 
 def _run_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
@@ -55,17 +55,17 @@ def _run_parts(report: Report, unfolded: bool, console: Console) -> list[Rendera
             run.run_heading(report, console.width),
             *origins.origin_parts(report),
             *_notes(run.run_notes(report)),
-            *_findings(report),
-            origins.nan_verdict(report, _tally(report)),
+            *finding_parts(report),
+            origins.nan_verdict(report, tally(report)),
         ]
 
     return [
         run.run_heading(report, console.width),
         *run.run_parts(report, console, unfolded=unfolded),
         *_notes(run.run_notes(report)),
-        *_findings(report),
+        *finding_parts(report),
         *run.unobserved(report),
-        run.run_verdict(report, _tally(report)),
+        run.run_verdict(report, tally(report)),
     ]
 
 
@@ -112,45 +112,12 @@ def _verdict(report: Report) -> Text:
     seen = f"{len(attention)} attention layer{'s' if len(attention) != 1 else ''}{listed}"
     if not report.looked:
         if report.findings:
-            return Text(f"No attention layer was found{listed}; {_tally(report)}.", style="bold red")
+            return Text(f"No attention layer was found{listed}; {tally(report)}.", style="bold red")
         return Text(f"Not observed: no attention layer was found{listed}.", style="bold yellow")
     if not report.findings:
-        return Text(f"{seen}; no findings.", style="bold green")
+        return Text(f"{seen}; {tally(report)}.", style="bold green")
     style = {"error": "bold red", "warning": "bold yellow", "note": "bold"}[report.findings[0].severity]
-    return Text(f"{seen}; {_tally(report)}.", style=style)
-
-
-def _tally(report: Report) -> str:
-    counts = {s: sum(f.severity == s for f in report.findings) for s in ("error", "warning", "note")}
-    return ", ".join(f"{n} {s}{'s' if n != 1 else ''}" for s, n in counts.items() if n)
-
-
-def _findings(report: Report) -> list[RenderableType]:
-    out: list[RenderableType] = []
-    grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for finding in report.findings:
-        grouped[(finding.severity, finding.code, _shape_of(finding.message))].append(finding.message)
-    shown: set[tuple[str, str, str]] = set()
-    for finding in report.findings:
-        key = (finding.severity, finding.code, _shape_of(finding.message))
-        if key in shown:
-            continue
-        shown.add(key)
-        style = {"error": "bold red", "warning": "yellow", "note": "cyan"}[finding.severity]
-        line = Text.assemble(
-            (f"{finding.severity} ", style), (f"{finding.code} {finding.name}", "bold"), "  "
-        )
-        line.append(clean(finding.message))
-        alike = len(grouped[key]) - 1
-        if alike:
-            line.append(f" (and {alike} more like it)", style="dim")
-        out.append(Group(line, Padding(Text(f"→ {clean(finding.advice)}", style="dim"), (0, 0, 0, 2))))
-    return out
-
-
-def _shape_of(message: str) -> str:
-    """The message without its numbers: findings that say the same of several layers are shown once."""
-    return "".join(c for c in message if not c.isdigit())
+    return Text(f"{seen}; {tally(report)}.", style=style)
 
 
 # --- bounds and values --------------------------------------------------------------------------------
