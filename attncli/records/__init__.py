@@ -5,7 +5,7 @@ and was measured (`runs`), what is judged of it and what changed (`judged`), and
 are in elements, sizes in bytes.
 """
 
-from attncli.records.judged import SEVERITIES, Change, Finding, Severity
+from attncli.records.judged import SEVERITIES, Change, Expectation, Finding, Severity
 from attncli.records.layers import (
     Evidence,
     HeadRows,
@@ -22,6 +22,6 @@ from attncli.records.stored import Anomaly, Array, Checkpoint, Config, Tensor
 
 __all__ = [
     "SCHEMA", "SEVERITIES", "Anomaly", "Array", "AttentionMap", "Call", "Change", "Checkpoint", "Config",
-    "Evidence", "Finding", "HeadRows", "Layer", "LayerTensor", "Measurement", "Norm", "Origin", "Report",
+    "Evidence", "Expectation", "Finding", "HeadRows", "Layer", "LayerTensor", "Measurement", "Norm", "Origin", "Report",
     "ScoreSide", "ScoreTerm", "Severity", "Tensor", "strict_json", "structure",
 ]  # fmt: skip

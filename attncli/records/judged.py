@@ -38,6 +38,15 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the user says that attention layers are. `pattern`: a glob on their paths, "" for all of them."""
+
+    pattern: str
+    key: str
+    value: int | float | str
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One difference between two reports, `before` in the first and `after` in the second; None where it is absent.
 

@@ -6,6 +6,7 @@ from attncli.records import SEVERITIES, Finding
 from attncli.rules.bounds import BOUND_RULES, overflow_measurements
 from attncli.rules.calls import CALL_RULES
 from attncli.rules.entropy import ENTROPY_RULES
+from attncli.rules.expectations import EXPECTABLE, EXPECTATION_RULES
 from attncli.rules.files import FILE_RULES
 from attncli.rules.layouts import LAYOUT_RULES
 from attncli.rules.masks import MASK_RULES
@@ -15,7 +16,7 @@ from attncli.rules.scales import SCALE_RULES
 from attncli.rules.scores import SCORE_RULES
 from attncli.rules.values import VALUE_RULES
 
-__all__ = ["RULES", "Observed", "Rule", "judge", "overflow_measurements"]
+__all__ = ["EXPECTABLE", "RULES", "Observed", "Rule", "judge", "overflow_measurements"]
 
 
 def judge(observed: Observed) -> tuple[Finding, ...]:
@@ -35,4 +36,5 @@ RULES: tuple[Rule, ...] = (
     *SCORE_RULES,
     *ENTROPY_RULES,
     *ORIGIN_RULES,
+    *EXPECTATION_RULES,
 )

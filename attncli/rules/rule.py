@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from attncli.records import Anomaly, Call, Finding, Layer, Measurement, Origin, Severity
+from attncli.records import Anomaly, Call, Expectation, Finding, Layer, Measurement, Origin, Severity
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Observed:
     """Everything a rule may look at. `anomalies`: what the readers stated about files and weights.
 
     `calls`: the attention calls of a forward pass; a measurement's `call` is a call's `index`. `origins`:
-    of NaN and Inf.
+    of NaN and Inf. `expected`: what the user says that the model is.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -24,6 +24,7 @@ class Observed:
     anomalies: tuple[Anomaly, ...] = ()
     calls: tuple[Call, ...] = ()
     origins: tuple[Origin, ...] = ()
+    expected: tuple[Expectation, ...] = ()
 
     @cached_property
     def numbers(self) -> Mapping[int, tuple[Mapping[str, Mapping[int, float]], Mapping[str, float]]]:
