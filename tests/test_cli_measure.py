@@ -126,6 +126,16 @@ def test_every_option_reaches_the_pipeline_and_nothing_else_changes(
     assert pipeline.asked == [(command, "./model", {**DEFAULTS, **changes})]
 
 
+def test_maps_reach_the_pipeline_of_entropy_and_overflow_has_none(
+    attncli_run: Command, pipeline: Pipeline
+) -> None:
+    assert attncli_run("entropy", "./model", "--maps", "3:0,5-7", "--maps", "h.*").code == 0
+    assert pipeline.asked == [("entropy", "./model", {**DEFAULTS, "maps": ("3:0,5-7", "h.*")})]
+    result = attncli_run("overflow", "./model", "--maps", "3")
+    assert (result.code, result.out) == (2, "")
+    assert "no such option: --maps" in result.err.lower()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_a_test(command: str) -> None:
     from typer.main import get_command

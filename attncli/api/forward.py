@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from attncli import __version__
 from attncli.api.joining import Joined, joined, memory_layers
+from attncli.api.maps import call_fits, maps_to_draw, wanted_maps, with_maps
 from attncli.api.report import Progress, Report, environment, fits, without_match
 from attncli.checkpoint import open_checkpoint
 from attncli.errors import AttncliError, UsageError
 from attncli.layout import attention_layers
-from attncli.records import Call, Layer
+from attncli.records import Layer
 from attncli.rules import Observed, judge
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def measure_model(
     dtype: str | None = None,
     autocast: str | None = None,
     layers: Sequence[str] = (),
+    maps: Sequence[str] = (),
     train_mode: bool = False,
     weights: str | None = None,
     strict: bool = True,
@@ -74,13 +76,15 @@ def measure_model(
 ) -> Report:
     """The same for a MODEL given by name, as `attncli entropy` and `attncli overflow` take it.
 
-    `layers`: glob patterns or numbers; calls of other layers run, but are not measured. Errors: AttncliError.
+    `layers`: glob patterns or numbers; calls of other layers run, but are not measured. `maps`: LAYER[:HEAD] each,
+    heads whose probabilities are drawn, for every text or for the first row of another batch. Errors: AttncliError.
     """
     from attncli.model import BatchOptions, ModelOptions, load_model, make_batch, run
     from attncli.trace import trace
 
     if not spec:
         raise UsageError("MODEL", "the path is empty.", "Give a model folder, a file, or file.py:build.")
+    drawn = wanted_maps(maps)
     options = ModelOptions(
         device=device,
         dtype=dtype,
@@ -103,6 +107,8 @@ def measure_model(
         if progress is not None:
             progress("running the model", done, max(total, done))
 
+    reaches = [_wanted((one.pattern,), in_memory, on_disk) for one in drawn]
+    draw = maps_to_draw(drawn, reaches, in_memory, len(batch.tokens or ()) or 1) if drawn else None
     found = trace(
         model.module,
         lambda: run(model, batch),
@@ -110,6 +116,7 @@ def measure_model(
         batch.kwargs,
         wanted=_wanted(layers, in_memory, on_disk),
         on_call=tick,
+        maps=draw,
     )
     report = _report(
         command,
@@ -122,7 +129,10 @@ def measure_model(
         notes=(*model.notes, *batch.notes),
     )
     if layers:
-        return _only(report, layers, spec)
+        report = _only(report, layers, spec)
+    if draw is not None:
+        tokens = {"input_ids": batch.tokens or (), "decoder_input_ids": batch.decoder_tokens or ()}
+        report = with_maps(report, draw, found.maps, drawn, tokens, spec)
     return report
 
 
@@ -199,13 +209,10 @@ def _notes(found: Trace, result: Joined) -> list[str]:
 def _only(report: Report, patterns: Sequence[str], subject: str) -> Report:
     """The report with the layers that were asked for; an error where none was."""
     layers = {layer.id: layer for layer in report.layers}
-
-    def asked(call: Call, pattern: str) -> bool:
-        layer = layers[call.layer]
-        paths = {layer.id, layer.path, call.module}
-        return fits(layer, pattern) or any(fnmatch.fnmatchcase(path, pattern) for path in paths)
-
-    found = {pattern: [call for call in report.calls if asked(call, pattern)] for pattern in patterns}
+    found = {
+        pattern: [call for call in report.calls if call_fits(layers[call.layer], call, pattern)]
+        for pattern in patterns
+    }
     wanted = {call.index for some in found.values() for call in some}
     calls = tuple(call for call in report.calls if call.index in wanted)
     if not calls:

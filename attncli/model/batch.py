@@ -6,6 +6,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def make_batch(model: Runnable, options: BatchOptions | None = None) -> Batch:
     forward = forward_of(model)
     if options.text:
         texts = text_batch(model, forward, options)
-        return _finished(model, forward, "text", (), texts.kwargs, options, texts.notes, texts.tokens)
+        batch = _finished(model, forward, "text", (), texts.kwargs, options, texts.notes)
+        return replace(batch, tokens=texts.tokens, decoder_tokens=texts.decoder_tokens)
     if options.input:
         kind, value = _given(options.input)
         args, kwargs = _arguments(options.input, value)
@@ -54,7 +56,6 @@ def _finished(
     kwargs: Mapping[str, Any],
     options: BatchOptions,
     notes: tuple[str, ...] = (),
-    tokens: tuple[tuple[str, ...], ...] | None = None,
 ) -> Batch:
     dtype = DTYPES.get(model.dtype or "")
     args = tuple(placed(value, model.device, dtype) for value in args)
@@ -65,7 +66,7 @@ def _finished(
         for root, value in (*named, *kwargs.items())
         for name, tensor in _tensors(root, value)
     }
-    return Batch(args, kwargs, kind, inputs, tokens, notes, options.seed)
+    return Batch(args, kwargs, kind, inputs, None, notes, options.seed)
 
 
 def _as_exported(

@@ -75,8 +75,9 @@ class Runnable:
 class Batch:
     """What the model is called with. `inputs`: name → shape and dtype of every tensor, nested ones dotted.
 
-    `tokens`: the tokens of each text, padding included; None where the batch is not text. `seed` also seeds
-    whatever the forward pass itself draws (dropout, noise).
+    `tokens`: the tokens of each text, padding included, as a person reads them; `decoder_tokens`: those that the
+    decoder is given. None where the batch is not text. `seed` also seeds whatever the forward pass itself draws
+    (dropout, noise).
     """
 
     args: tuple[Any, ...]
@@ -86,6 +87,7 @@ class Batch:
     tokens: tuple[tuple[str, ...], ...] | None = None
     notes: tuple[str, ...] = ()
     seed: int = field(default=0)
+    decoder_tokens: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass

@@ -19,6 +19,7 @@ from attncli.model.signature import Forward
 @dataclass
 class Texts(Made):
     tokens: tuple[tuple[str, ...], ...] | None = field(default=None)
+    decoder_tokens: tuple[tuple[str, ...], ...] | None = field(default=None)
 
 
 def text_batch(model: Runnable, forward: Forward, options: BatchOptions) -> Texts:
@@ -65,12 +66,47 @@ def text_batch(model: Runnable, forward: Forward, options: BatchOptions) -> Text
         kwargs["decoder_input_ids"] = _shifted(ids, decoder_start(module.config))
         notes.append("the decoder was given the same text, one token later")
     others = pretrained_inputs(model.module, forward, options, given=kwargs)
-    tokens = tuple(
-        tuple(str(token) for token in tokenizer.convert_ids_to_tokens(row)) for row in ids.tolist()
-    )
-    return Texts((), others.kwargs, (*notes, *others.notes), tokens)
+    decoder_ids = kwargs.get("decoder_input_ids")
+    decoder_tokens = None if decoder_ids is None else _readable(tokenizer, decoder_ids)
+    return Texts((), others.kwargs, (*notes, *others.notes), _readable(tokenizer, ids), decoder_tokens)
+
+
+def _readable(tokenizer: Any, ids: torch.Tensor) -> tuple[tuple[str, ...], ...]:
+    """The tokens of ids (B, N), special ones included; a space is ▁ and a control character an escape.
+
+    Byte-level tokenizers (GPT-2) write each byte of UTF-8 as a letter of their own, a space as Ġ; bytes that are no
+    whole character stay escapes. An id without a token is None there and "?" here.
+    """
+    rows = [tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()]
+    bytewise = tokenizer.convert_tokens_to_string(["Ġ"]) == " "
+    letters = _byte_letters() if bytewise else {}
+    return tuple(tuple(_shown(token, letters) for token in row) for row in rows)
+
+
+def _shown(token: Any, letters: dict[str, int]) -> str:
+    if token is None:
+        return "?"
+    text = str(token)
+    if letters and all(letter in letters for letter in text):
+        text = bytes(letters[letter] for letter in text).decode("utf-8", "backslashreplace")
+    return "".join(_ESCAPES.get(letter, letter) for letter in text)
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter of each byte. Source: `bytes_to_unicode` of GPT-2."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {
+        **{chr(byte): byte for byte in printed},
+        **{chr(256 + place): byte for place, byte in enumerate(others)},
+    }
 
 
 def _shifted(ids: torch.Tensor, start: int) -> torch.Tensor:
     """The decoder's inputs where the text itself is to be predicted. Shapes: (B, N) → (B, N)."""
     return torch.cat([torch.full_like(ids[:, :1], start), ids[:, :-1]], dim=1)
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_ESCAPES = {" ": "▁", "\n": "\\n", "\t": "\\t", "\r": "\\r"}

@@ -11,6 +11,7 @@ from rich.text import Text
 from attncli.records import Report
 from attncli.render.calls import Row, call_rows, full_label, titled
 from attncli.render.heads import picture
+from attncli.render.maps import map_parts
 from attncli.render.metrics import every_head
 from attncli.render.overflow import headroom_part
 from attncli.render.traits import heads_that_stand_out
@@ -47,7 +48,8 @@ def run_parts(report: Report, console: Console, *, unfolded: bool) -> list[Rende
         parts += [*picture(rows, console), *heads_that_stand_out(rows, console)]
     if report.command != "entropy":
         parts += headroom_part(rows, report.findings, console)
-    return [*parts, *every_head(rows, console)] if unfolded else parts
+    parts += every_head(rows, console) if unfolded else []
+    return [*parts, *map_parts(report.maps, rows, console)]
 
 
 def run_notes(report: Report) -> list[str]:

@@ -17,18 +17,28 @@ from torch import Tensor, nn
 
 from attncli.records import Call, Measurement
 from attncli.trace.attention import Attention
+from attncli.trace.maps import Drawn, Maps
 from attncli.trace.naming import clean, named_inputs, named_weights
 from attncli.trace.pending import Seen
 from attncli.trace.tape import Listener, Tape
 
-__all__ = ["Trace", "named_inputs", "named_weights", "surroundings", "trace", "undisturbed", "watched"]
+__all__ = [
+    "Maps",
+    "Trace",
+    "named_inputs",
+    "named_weights",
+    "surroundings",
+    "trace",
+    "undisturbed",
+    "watched",
+]
 
 
 class Trace(NamedTuple):
     """`calls` carry their module as `layer`; the caller joins them with the checkpoint's layers.
 
     `left_out`: calls of modules that were not wanted. `linear`: products of scores and values without a
-    normaliser, by module. `operators`: how many ran.
+    normaliser, by module. `operators`: how many ran. `maps`: those that were asked for, by the index of their call.
     """
 
     calls: tuple[Call, ...]
@@ -39,6 +49,7 @@ class Trace(NamedTuple):
     notes: tuple[str, ...]
     surroundings: Mapping[str, Any]
     result: Any
+    maps: Mapping[int, tuple[Drawn, ...]]
 
 
 def trace(
@@ -49,15 +60,16 @@ def trace(
     *,
     wanted: Callable[[str], bool] = lambda module: True,
     on_call: Callable[[int], None] | None = None,
+    maps: Maps | None = None,
 ) -> Trace:
     """Runs `run()` once and measures every attention call in it.
 
     `model`: whose modules and parameters give places their names (an nn.Module, or any callable).
     `args`, `kwargs`: what `run` gives to it, so that inputs can be named. `wanted`: whether the calls of a
-    module path are measured.
+    module path are measured. `maps`: the heads whose probabilities are drawn; None draws none.
     Errors: whatever `run` raises.
     """
-    listener = Attention(wanted, on_call)
+    listener = Attention(wanted, on_call, maps)
     tape = Tape(listener)
     if isinstance(model, nn.Module):
         tape.name_parameters(model.named_parameters())
@@ -86,6 +98,7 @@ def trace(
         tuple(notes),
         surroundings(model, args),
         result,
+        {index: seen.drawn for index, seen in enumerate(listener.calls) if seen.drawn},
     )
 
 

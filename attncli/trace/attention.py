@@ -21,6 +21,7 @@ from attncli.trace.axes import Atom, Axes, Axis, axes, mixes_tokens, numel, of_p
 from attncli.trace.factors import is_random, linear_factor, origin, score_path
 from attncli.trace.fused_calls import fused_call, opaque_call
 from attncli.trace.layout import layout_of
+from attncli.trace.maps import WITHOUT_MAPS, Drawn, Maps, eager_maps, redrawn
 from attncli.trace.ops import Op
 from attncli.trace.origins import (
     kind_of,
@@ -69,13 +70,14 @@ from attncli.trace.tape import Node, Ran, Ref, Tape, release
 
 @dataclass(slots=True)
 class Attention:
-    """The listener. `wanted`: whether calls of a module are to be measured (all are seen).
+    """The listener. `wanted`: whether calls of a module are to be measured (all are seen). `maps`: None draws none.
 
     `linear`: products of scores and values without a normaliser, which is no attention with an entropy.
     """
 
     wanted: Callable[[str], bool] = lambda module: True
     on_call: Callable[[int], None] | None = None
+    maps: Maps | None = None
     calls: list[Seen] = field(default_factory=list)
     linear: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
@@ -312,13 +314,23 @@ class Attention:
             shown = shown.narrow(-1, sinks, real_keys)
             weights = weights.narrow(-1, sinks, real_keys)
             layout = layout._replace(keys=real_keys)
+        shown_BHTS, weights_BHTS = layout.view(shown), layout.view(weights)
+        same_tokens = kind_of(tape, product.first.node, product.second.node) != "cross"
         numbers = eager_statistics(
-            layout.view(shown),
-            layout.view(weights),
+            shown_BHTS,
+            weights_BHTS,
             visible_above=visible_above,
             recompute=sinks is None and normaliser.startswith("softmax"),
-            same_tokens=kind_of(tape, product.first.node, product.second.node) != "cross",
+            same_tokens=same_tokens,
         )
+        drawn: tuple[Drawn, ...] = ()
+        if self.maps is not None and normaliser not in WITHOUT_MAPS:
+            nodes = (product.first.node, product.second.node)
+            parameters = parameters_of(*nodes, nodes[1])
+            chosen = self.maps.chosen(product.node.module, parameters, layout.batch, layout.heads)
+            drawn = eager_maps(
+                shown_BHTS, weights_BHTS, chosen, visible_above=visible_above, same_tokens=same_tokens
+            )
         if normaliser == "softmax" and probs is not None:
             answer = check.softmax_rows(scores.movedim(axis, -1), probs.movedim(axis, -1))
         else:
@@ -349,6 +361,7 @@ class Attention:
             recovered,
             mask_known,
             probs.dtype if probs is not None else scores.dtype,
+            drawn=drawn,
         )
         node.carries = (*[p for p in products(given) if p is not product][-2:], product, pending)
         self._holding(pending)
@@ -414,6 +427,7 @@ class Attention:
         below_one = sums is not None and sums[0] < 0.999 and sums[1] < 1.0005
         if normaliser == "softmax by hand" and below_one and not after.masked:
             normaliser = "softmax plus one"
+            pending.drawn = redrawn(pending, used)
         factor_query = linear_factor(product.first.node)
         factor_key = linear_factor(product.second.node)
         keys_second = pending.layout.keys_from == "columns"
@@ -460,7 +474,7 @@ class Attention:
         dots = pending.dots
         if dots is not None and before != 1.0:
             dots = tuple(value / before for value in dots)
-        seen = Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha)))
+        seen = Seen(facts, pending.numbers, dots, sums, before * abs(float(alpha)), drawn=pending.drawn)
         if pending.softmax_dtype not in (None, pending.scores_dtype):
             seen.softmax_dtype = dtype_name(pending.softmax_dtype)
         if product.mixes_tokens:
@@ -479,6 +493,7 @@ class Attention:
 
         What is said of scores stays; what is said of probabilities is of those that weighed the values.
         """
+        pending.drawn = redrawn(pending, used)
         layout = pending.layout
         if used.numel() != layout.batch * layout.heads * layout.queries * layout.keys:
             return
@@ -558,7 +573,7 @@ class Attention:
         if not self.wanted(module):
             self.left_out += 1
             return
-        self._add(tape, node, fused_call(tape, node, run))
+        self._add(tape, node, fused_call(tape, node, run, self.maps))
 
     def _add(self, tape: Tape, node: Node, seen: Seen) -> None:
         index = len(self.calls)

@@ -18,13 +18,14 @@ from attncli.trace.axes import axes, mixes_tokens
 from attncli.trace.factors import linear_factor
 from attncli.trace.fused import FusedScores
 from attncli.trace.kernels import fused
+from attncli.trace.maps import Drawn, Maps, fused_maps
 from attncli.trace.origins import kind_of, kv_heads_of, parameters_of, sources_of, user_line
 from attncli.trace.pending import Seen, dtype_name, with_bias
 from attncli.trace.statistics import FusedCall, fused_difference, fused_statistics
 from attncli.trace.tape import Node, Ran, Tape
 
 
-def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
+def fused_call(tape: Tape, node: Node, run: Ran, maps: Maps | None = None) -> Seen:
     """What one call of a fused kernel did, checked against its output."""
     taken = fused(node.op.name, run)
     call = taken.call
@@ -57,11 +58,14 @@ def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
     else:
         answer = check.fused(fused_difference(call, taken.output_BHTV), taken.query.dtype)
     zeros_and_ones = call.known[0][0].added_shape(numbers.mask_kind) if numbers.bias and call.known else None
+    batch, heads, queries, _ = call.q_BHTD.shape
+    drawn: tuple[Drawn, ...] = ()
+    if maps is not None and answer.explained:
+        drawn = fused_maps(call, maps.chosen(node.module, facts["parameters"], batch, heads))
     # What was read of the mask refers to the call and the call to it: q and k would outlive their layer.
     call.known.clear()
     factors = {"query": factor_query, "key": factor_key, "kernel": call.scale}
     scale = None if factor_query is None or factor_key is None else factor_query * factor_key * call.scale
-    batch, heads, queries, _ = call.q_BHTD.shape
     facts |= {
         "batch": batch,
         "heads": heads,
@@ -83,7 +87,7 @@ def fused_call(tape: Tape, node: Node, run: Ran) -> Seen:
     before = abs((factor_query or 1.0) * (factor_key or 1.0))
     found = numbers.per_head.get("dot_absmax")
     dots = tuple(value / before for value in found if value is not None) if found is not None else None
-    seen = Seen(facts, numbers, dots, None, before)
+    seen = Seen(facts, numbers, dots, None, before, drawn=drawn)
     if all(_mixes_tokens(node, tensor) for node, tensor in ((query, taken.query), (key, taken.key))):
         seen.tokens_per_head = queries / max(1, heads)
     return seen

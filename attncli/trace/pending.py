@@ -16,6 +16,7 @@ from attncli.trace import check
 from attncli.trace.axes import Axes, numel
 from attncli.trace.factors import Path, is_random
 from attncli.trace.layout import Layout
+from attncli.trace.maps import Drawn
 from attncli.trace.origins import projected_features
 from attncli.trace.products import Product
 from attncli.trace.statistics import Numbers
@@ -43,6 +44,7 @@ class Pending:
     mask_known: bool = True
     softmax_dtype: torch.dtype | None = None
     claimed: bool = False
+    drawn: tuple[Drawn, ...] = ()
 
 
 @dataclass(slots=True)
@@ -60,6 +62,8 @@ class Seen:
     tokens_per_head: float | None = None
     # Where the softmax of scores in memory runs in another dtype than the product that made them.
     softmax_dtype: str | None = None
+    # The maps that were asked for.
+    drawn: tuple[Drawn, ...] = ()
 
 
 def let_go(thing: Product | Pending) -> None:
