@@ -598,6 +598,8 @@ def test_a_wrong_rule_is_told_before_the_checkpoint_is_read(attncli_run: Command
         "error: --select: no rule is named 'ATT999'.",
         f"  try: Rules: {', '.join(rule.code for rule in RULES)}.",
     ]
+    nearly = attncli_run("inspect", "missing", "--ignore", "heads-missmatch").err
+    assert "try: Did you mean heads-mismatch? Rules: ATT001" in nearly
 
 
 def test_a_path_with_control_characters_does_not_steer_the_terminal(attncli_run: Command) -> None:

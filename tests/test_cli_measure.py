@@ -148,11 +148,14 @@ def test_every_option_has_a_test(command: str) -> None:
 
 
 def test_the_options_of_the_pipeline_are_those_of_the_command() -> None:
+    import dataclasses
     import inspect
 
     from attncli import api
+    from attncli.api.loading import RunSettings
 
-    assert set(inspect.signature(api.measure_model).parameters) >= {"command", "spec", *DEFAULTS}
+    settings = {field.name for field in dataclasses.fields(RunSettings)}
+    assert {*settings, *inspect.signature(api.measure_model).parameters} >= {"command", "spec", *DEFAULTS}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from attncli import __version__, records
+from attncli.api.choosing import Choice, baseline_text, choice, chosen
 from attncli.api.forward import measure, measure_model
 from attncli.api.nan import nan_check, nan_check_model
 from attncli.api.report import (
@@ -29,8 +30,12 @@ from attncli.records import Anomaly, Checkpoint, Layer, Measurement
 from attncli.rules import Observed, judge, overflow_measurements
 
 __all__ = [
+    "Choice",
     "Progress",
     "Report",
+    "baseline_text",
+    "choice",
+    "chosen",
     "inspect",
     "measure",
     "measure_model",

@@ -6,21 +6,18 @@ import fnmatch
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attncli import __version__
 from attncli.api.joining import Joined, joined, memory_layers
+from attncli.api.loading import RunSettings, layers_on_disk, load, source_of
 from attncli.api.maps import call_fits, maps_to_draw, wanted_maps, with_maps
 from attncli.api.report import Progress, Report, environment, fits, without_match
-from attncli.checkpoint import open_checkpoint
-from attncli.errors import AttncliError, UsageError
-from attncli.layout import attention_layers
+from attncli.errors import UsageError
 from attncli.records import Layer
 from attncli.rules import Observed, judge
 
 if TYPE_CHECKING:
-    from attncli.model import Runnable
     from attncli.trace import Trace
 
 
@@ -56,51 +53,25 @@ def measure_model(
     command: str,
     spec: str,
     *,
-    text: Sequence[str] = (),
-    input: str | None = None,  # noqa: A002 - the name of the option
-    seq_len: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str | None = None,
-    autocast: str | None = None,
     layers: Sequence[str] = (),
     maps: Sequence[str] = (),
-    train_mode: bool = False,
-    weights: str | None = None,
-    strict: bool = True,
-    trust_remote_code: bool = False,
-    device_map: str | None = None,
-    offload_folder: str | None = None,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Report:
     """The same for a MODEL given by name, as `attncli entropy` and `attncli overflow` take it.
 
-    `layers`: glob patterns or numbers; calls of other layers run, but are not measured. `maps`: LAYER[:HEAD] each,
-    heads whose probabilities are drawn, for every text or for the first row of another batch. Errors: AttncliError.
+    `settings`: those of `RunSettings`. `layers`: glob patterns or numbers; calls of other layers run, but are not
+    measured. `maps`: LAYER[:HEAD] each, heads whose probabilities are drawn, for every text or for the first row of
+    another batch. Errors: AttncliError.
     """
-    from attncli.model import BatchOptions, ModelOptions, load_model, make_batch, run
+    from attncli.model import run
     from attncli.trace import trace
 
-    if not spec:
-        raise UsageError("MODEL", "the path is empty.", "Give a model folder, a file, or file.py:build.")
     drawn = wanted_maps(maps)
-    options = ModelOptions(
-        device=device,
-        dtype=dtype,
-        autocast=autocast,
-        weights=weights_reader(weights) if weights is not None else None,
-        weights_path=weights,
-        strict=strict,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
-        offload_folder=offload_folder,
-        train_mode=train_mode,
-    )
-    model = load_model(spec, options, progress)
-    batch = make_batch(model, BatchOptions(tuple(text), input, seq_len, batch_size, seed))
+    chosen = RunSettings(**settings)
+    model, batch = load(spec, chosen, progress)
     in_memory = memory_layers(model.module, model.configs)
-    on_disk = _checkpoint_layers(weights if weights is not None else spec)
+    on_disk = layers_on_disk(chosen.weights if chosen.weights is not None else spec)
     total = sum(layer.kind is not None for layer in in_memory)
 
     def tick(done: int) -> None:
@@ -124,7 +95,7 @@ def measure_model(
         in_memory,
         on_disk,
         source=source_of(model, spec),
-        surroundings={"device": str(model.device), "dtype": autocast or model.dtype},
+        surroundings={"device": str(model.device), "dtype": chosen.autocast or model.dtype},
         run={"batch": batch.kind, "inputs": batch.inputs},
         notes=(*model.notes, *batch.notes),
     )
@@ -257,52 +228,9 @@ def _wanted(
 # --- what is known besides the run --------------------------------------------------------------------
 
 
-def weights_reader(path: str) -> Callable[[], Mapping[str, Any]]:
-    """Reads the checkpoint of --weights when the model is there to take it."""
-
-    def read() -> Mapping[str, Any]:
-        from attncli.checkpoint.values import Values
-
-        checkpoint = open_checkpoint(path)
-        with Values(checkpoint) as store:
-            return {tensor.name: store.load(tensor).clone() for tensor in checkpoint.tensors}
-
-    return read
-
-
-def _checkpoint_layers(path: str) -> tuple[Layer, ...]:
-    """The layers as the files name them; none where there is no file, or none that inspect reads."""
-    if not Path(path).exists():
-        return ()
-    try:
-        checkpoint = open_checkpoint(path)
-        return attention_layers(checkpoint.tensors, checkpoint.configs)
-    except AttncliError:
-        return ()  # it loads, so it is good enough to run; inspect says what is wrong with the file
-
-
 def _own_config(model: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     """The config that a transformers model carries."""
     config = getattr(model, "config", None)
     to_dict = getattr(config, "to_dict", None)
     values = to_dict() if callable(to_dict) else None
     return (("model.config", values),) if isinstance(values, Mapping) else ()
-
-
-def source_of(model: Runnable, spec: str) -> dict[str, Any]:
-    path = Path(spec)
-    files = (
-        [file for file in path.rglob("*") if file.is_file()]
-        if path.is_dir()
-        else [path]
-        if path.is_file()
-        else []
-    )
-    return {
-        "kind": model.kind,
-        "path": spec,
-        "format": model.kind,
-        "files": len(files),
-        "bytes": sum(file.stat().st_size for file in files),
-        "parameters": model.parameters,
-    }

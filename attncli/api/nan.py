@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attncli import __version__
-from attncli.api.forward import source_of, weights_reader
 from attncli.api.joining import memory_layers
+from attncli.api.loading import RunSettings, load, source_of
 from attncli.api.report import Progress, Report, environment
-from attncli.errors import UsageError
 from attncli.records import Layer, Origin
 from attncli.rules import Observed, judge
 
@@ -50,20 +49,6 @@ def nan_check(
 def nan_check_model(
     spec: str,
     *,
-    text: Sequence[str] = (),
-    input: str | None = None,  # noqa: A002 - the name of the option
-    seq_len: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    dtype: str | None = None,
-    autocast: str | None = None,
-    train_mode: bool = False,
-    weights: str | None = None,
-    strict: bool = True,
-    trust_remote_code: bool = False,
-    device_map: str | None = None,
-    offload_folder: str | None = None,
     backward: bool = False,
     steps: int = 0,
     optimizer: str = "adamw",
@@ -72,33 +57,20 @@ def nan_check_model(
     what_if: str | None = None,
     save_repro: str | None = None,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Report:
     """The same for a MODEL given by name, as `attncli nan-check` takes it. Errors: AttncliError.
 
-    `steps`: as many real training steps with `optimizer` (adamw, adam, sgd, rmsprop, adagrad). `what_if`: a dtype that
-    the model is also run in, after predicting from this run what would overflow there. `save_repro`: a script that
-    repeats the operator at the first origin, with its tensors beside it.
+    `settings`: those of `RunSettings`. `steps`: as many real training steps with `optimizer` (adamw, adam, sgd,
+    rmsprop, adagrad). `what_if`: a dtype that the model is also run in, after predicting from this run what would
+    overflow there. `save_repro`: a script that repeats the operator at the first origin, with its tensors beside it.
     """
-    from attncli.model import BatchOptions, ModelOptions, load_model, make_batch, run, training
+    from attncli.model import run, training
     from attncli.trace.nan import find
     from attncli.trace.steps import loss_of
 
-    if not spec:
-        raise UsageError("MODEL", "the path is empty.", "Give a model folder, a file, or file.py:build.")
-    options = ModelOptions(
-        device=device,
-        dtype=dtype,
-        autocast=autocast,
-        weights=weights_reader(weights) if weights is not None else None,
-        weights_path=weights,
-        strict=strict,
-        trust_remote_code=trust_remote_code,
-        device_map=device_map,
-        offload_folder=offload_folder,
-        train_mode=train_mode,
-    )
-    model = load_model(spec, options, progress)
-    batch = make_batch(model, BatchOptions(tuple(text), input, seq_len, batch_size, seed))
+    chosen = RunSettings(**settings)
+    model, batch = load(spec, chosen, progress)
     gradients = backward or steps > 0
     if gradients:
         batch = training.with_labels(model, batch)
@@ -127,7 +99,7 @@ def nan_check_model(
     found = look(batch, what_if)
     facts: dict[str, Any] = {"batch": batch.kind, "inputs": batch.inputs, "steps": steps}
     notes = [*model.notes, *batch.notes]
-    ran_in = autocast or model.dtype
+    ran_in = chosen.autocast or model.dtype
     if what_if is not None and not found.origins:
         facts["what_if"] = {"dtype": what_if, "predicted": [dict(one) for one in found.beyond]}
         found = _what_if(look(training.in_dtype(model, batch, what_if)), found, what_if)

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from attncli.cli.choosing import Choice, baseline_text, choice, chosen
 from attncli.cli.writing import reader, write, write_stdout
 from attncli.errors import AttncliError, UsageError
 from attncli.render import SUFFIXES, TEXT_FORMATS
 
 if TYPE_CHECKING:
-    from attncli.api import Report
+    from attncli.api import Choice, Report
 
 
 class FailOn(str, enum.Enum):
@@ -127,10 +126,10 @@ class Outlet(NamedTuple):
 
     def finish(self, report: Report, *, unfolded: bool = False) -> int:
         """Writes the report and returns the exit code, which stays the same where nobody reads the report."""
+        from attncli.api import baseline_text, chosen, with_findings
+
         report = chosen(report, self.choice)
         if self.baseline is not None:
-            from attncli.api import with_findings
-
             write(baseline_text(report), self.baseline)
             report = with_findings(report, (), known=(*report.known, *report.findings))
         for file, output_format in self.files:
@@ -142,6 +141,8 @@ class Outlet(NamedTuple):
 
 def outlet(reporting: Reporting, read: Iterable[Path]) -> Outlet:
     """What the output options say. `read`: files that must not be overwritten. Errors: `UsageError`."""
+    from attncli.api import choice
+
     made = choice(reporting.select, reporting.ignore, reporting.baseline)
     files = list(reporting.output or ())
     targets = [*files, *([reporting.write_baseline] if reporting.write_baseline is not None else [])]

@@ -16,7 +16,7 @@ from attncli.trace.nonfinite import Nonfinite, way
 from attncli.trace.proofs import MOST_PROOFS, NOT_NEEDED, Judged, Proofs
 from attncli.trace.rewind import Rewind
 from attncli.trace.steps import Run, run_step
-from attncli.trace.tape import Node
+from attncli.trace.tape import Listener, Node
 
 
 class Found(NamedTuple):
@@ -35,6 +35,7 @@ class Found(NamedTuple):
     raised: Exception | None
     beyond: tuple[Mapping[str, Any], ...] = ()
     repro: Captured | None = None
+    changed: tuple[str, ...] = ()
 
 
 def find(
@@ -47,18 +48,21 @@ def find(
     summed: bool = False,
     limit: str | None = None,
     capture: bool = False,
+    beside: Listener | None = None,
 ) -> Found:
     """Runs `step(model)` once, and again for each proof.
 
     `backward`: also `.backward()` of the loss that the step returns (a scalar or its `.loss`; with `summed` also the
     sum of its floating outputs), unless the step has gathered gradients itself. `limit`: a dtype; operators whose
     numbers it would not hold are listed. `capture`: the operator at the first birth is kept with its operands.
+    `beside`: another listener of the first run.
     Afterwards the model is as one run of the step leaves it. Errors: whatever the step raises, unless what it tripped
     over was found.
     """
     rewind = Rewind(enabled=confirm or capture)
     rewind.begins(model)
-    run = run_step(model, step, backward, summed, rewind, on_operator, LARGEST[limit] if limit else math.inf)
+    largest = LARGEST[limit] if limit else math.inf
+    run = run_step(model, step, backward, summed, rewind, on_operator, largest, beside)
     book = run.book
     cases = _cases(run)
     with ExitStack() as stack:
@@ -92,7 +96,15 @@ def find(
         for node, largest in book.beyond
     )
     return Found(
-        origins, dict(book.phases), _headroom(book), tuple(_notes(run)), run.result, run.raised, beyond, repro
+        origins,
+        dict(book.phases),
+        _headroom(book),
+        tuple(_notes(run)),
+        run.result,
+        run.raised,
+        beyond,
+        repro,
+        run.changed,
     )
 
 

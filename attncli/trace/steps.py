@@ -15,7 +15,8 @@ from attncli.trace import watched
 from attncli.trace.naming import clean, named_inputs, tensors_in
 from attncli.trace.nonfinite import Nonfinite, visible
 from attncli.trace.rewind import Rewind
-from attncli.trace.tape import LEAF, Node, Tape
+from attncli.trace.tape import LEAF, Listener, Node, Tape
+from attncli.trace.together import Together
 from attncli.trace.trails import Trail
 
 
@@ -25,6 +26,8 @@ class Run:
     book: Nonfinite
     result: Any = None
     raised: Exception | None = None
+    # What was changed while it ran.
+    changed: tuple[str, ...] = ()
     seen: list[tuple[str, str, Trail | None, Node | None]] = field(default_factory=list)
 
 
@@ -36,9 +39,12 @@ def run_step(
     rewind: Rewind,
     on_operator: Callable[[int], None] | None,
     limit: float,
+    beside: Listener | None = None,
 ) -> Run:
+    """One run of `step(model)`. `beside`: another listener of the same run."""
     book = Nonfinite(rewind=rewind, on_operator=on_operator, limit=limit)
-    tape = Tape(book)
+    listener = book if beside is None else Together(book, beside)
+    tape = Tape(listener)
     run = Run(tape, book)
     if isinstance(model, nn.Module):
         parameters = [(clean(name), tensor) for name, tensor in model.named_parameters()]
@@ -46,7 +52,7 @@ def run_step(
         tape.name_parameters(parameters)
         tape.name_parameters(buffers)
         book.named = dict.fromkeys((name for name, _ in buffers), "buffer")
-    with watched(model, tape, book), _optimizers(tape, book), _inputs(model, tape), tape:
+    with watched(model, tape, listener) as notes, _optimizers(tape, book), _inputs(model, tape), tape:
         try:
             run.result = step(model)
             own_backward = book.own_backward
@@ -56,6 +62,7 @@ def run_step(
             run.raised = error
     if tape.failure is not None:
         raise tape.failure
+    run.changed = tuple(notes)
     named = list(tensors_shown(model, run.result))
     for name, tensor, kind, trail in visible(tape, book, named):
         if name.startswith(("parameter", "buffer")) and not rewind.wrote(tensor):

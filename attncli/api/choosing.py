@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from attncli.api.report import Report, with_findings
 from attncli.errors import UsageError
-
-if TYPE_CHECKING:
-    from attncli.api import Report
+from attncli.records import Finding, strict_json
+from attncli.rules import RULES
 
 
 class Choice(NamedTuple):
@@ -29,8 +30,6 @@ def choice(select: Sequence[str] | None, ignore: Sequence[str] | None, baseline:
 
 def chosen(report: Report, choice: Choice) -> Report:
     """The report with the findings that were asked for, those of the baseline apart."""
-    from attncli.api import with_findings
-
     kept = [
         finding
         for finding in report.findings
@@ -64,20 +63,21 @@ def baseline_text(report: Report) -> str:
         for finding in (*report.findings, *report.known)
     }
     ordered = sorted(rows.values(), key=lambda row: (row["code"], row["layer"] or "", row["fingerprint"]))
-    return _strict({"schema": BASELINE, "findings": ordered})
+    whole = strict_json({"schema": BASELINE, "findings": ordered})
+    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 # --- codes --------------------------------------------------------------------------------------------
 
 
 def _codes(given: Sequence[str] | None, option: str) -> tuple[str, ...]:
-    from attncli.rules import RULES
-
     codes = tuple(code.strip() for entry in given or () for code in entry.split(",") if code.strip())
     for code in codes:
         if not any(_in(rule.code, rule.name, [code]) for rule in RULES):
+            near = difflib.get_close_matches(code, [rule.name for rule in RULES], n=1)
+            meant = f"Did you mean {near[0]}? " if near else ""
             listed = ", ".join(rule.code for rule in RULES)
-            raise UsageError(option, f"no rule is named {code!r}.", f"Rules: {listed}.")
+            raise UsageError(option, f"no rule is named {code!r}.", f"{meant}Rules: {listed}.")
     return codes
 
 
@@ -113,18 +113,10 @@ def _fingerprint(row: dict[str, Any]) -> str:
     given = row.get("fingerprint")
     if given is not None:
         return str(given)
-    from attncli.records import Finding
-
     layer = row["layer"]
     if not (layer is None or isinstance(layer, str)):
         raise TypeError("a layer is named by its path")
     return Finding(str(row["code"]), "", "note", str(row["message"]), "", layer).fingerprint
-
-
-def _strict(values: Any) -> str:
-    from attncli.records import strict_json
-
-    return json.dumps(strict_json(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 BASELINE = "attncli-baseline/1"
