@@ -17,10 +17,17 @@ def as_json(report: Report) -> str:
     return report.to_json() + "\n"
 
 
+def as_html(report: Report) -> str:
+    from attncli.render import html  # so is jinja2 for a page
+
+    return html.text(report)
+
+
 # Formats that are text as a whole. The table is drawn on a console instead (`table.draw`).
 TEXT_FORMATS: dict[str, Callable[[Report], str]] = {
     "table": as_table,
     "json": as_json,
+    "html": as_html,
 }
 # What the name of a file says of the format wanted in it.
 SUFFIXES: dict[str, str] = {
