@@ -289,7 +289,8 @@ def test_what_cannot_be_read_is_an_error_in_three_parts(tmp_path: Path) -> None:
 
 
 def test_the_package_names_what_it_offers_and_nothing_else() -> None:
-    assert dir(attncli) == ["AttncliError", "Report", "__version__", "inspect", "measure", "nan_check"]
+    offered = ["AttncliError", "Report", "__version__", "diff", "inspect", "measure", "nan_check"]
+    assert dir(attncli) == offered
     assert attncli.Report is api.Report
     assert attncli.inspect is api.inspect
     with pytest.raises(AttributeError, match="module 'attncli' has no attribute 'inspekt'"):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from attncli import __version__, records
 from attncli.api.choosing import Choice, baseline_text, choice, chosen
+from attncli.api.diff import diff, read_report
 from attncli.api.forward import measure, measure_model
 from attncli.api.nan import nan_check, nan_check_model
 from attncli.api.report import (
@@ -36,11 +37,13 @@ __all__ = [
     "baseline_text",
     "choice",
     "chosen",
+    "diff",
     "inspect",
     "measure",
     "measure_model",
     "nan_check",
     "nan_check_model",
+    "read_report",
     "with_findings",
 ]
 

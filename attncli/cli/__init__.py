@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from attncli import __version__
+from attncli.cli.diff import diff
 from attncli.cli.entropy import entropy
 from attncli.cli.help import Command, Group
 from attncli.cli.inspect import inspect
@@ -152,3 +153,4 @@ app.command("inspect", cls=Command)(inspect)
 app.command("entropy", cls=Command)(entropy)
 app.command("overflow", cls=Command)(overflow)
 app.command("nan-check", cls=Command)(nan_check)
+app.command("diff", cls=Command)(diff)

@@ -39,6 +39,10 @@ def draw(report: Report, console: Console, *, unfolded: bool = False) -> None:
 
 
 def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
+    if report.command == "diff":
+        from attncli.render import changes
+
+        return changes.change_parts(report, unfolded, console)
     if report.run is not None:
         return _run_parts(report, unfolded, console)
     parts = _checkpoint_parts(report, unfolded, console)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attncli.records import SEVERITIES, Finding
 from attncli.rules.bounds import BOUND_RULES, overflow_measurements
 from attncli.rules.calls import CALL_RULES
+from attncli.rules.differences import DIFFERENCE_RULES, Compared, judge_changes
 from attncli.rules.entropy import ENTROPY_RULES
 from attncli.rules.expectations import EXPECTABLE, EXPECTATION_RULES
 from attncli.rules.files import FILE_RULES
@@ -16,7 +17,16 @@ from attncli.rules.scales import SCALE_RULES
 from attncli.rules.scores import SCORE_RULES
 from attncli.rules.values import VALUE_RULES
 
-__all__ = ["EXPECTABLE", "RULES", "Observed", "Rule", "judge", "overflow_measurements"]
+__all__ = [
+    "EXPECTABLE",
+    "RULES",
+    "Compared",
+    "Observed",
+    "Rule",
+    "judge",
+    "judge_changes",
+    "overflow_measurements",
+]
 
 
 def judge(observed: Observed) -> tuple[Finding, ...]:
@@ -37,4 +47,5 @@ RULES: tuple[Rule, ...] = (
     *ENTROPY_RULES,
     *ORIGIN_RULES,
     *EXPECTATION_RULES,
+    *DIFFERENCE_RULES,
 )

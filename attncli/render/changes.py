@@ -1,0 +1,414 @@
+"""What changed between two reports: the sources, layers, facts, the head of each layer that changed most, findings."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from attncli.records import Change, Report, structure
+from attncli.render.findings import finding_parts, tally
+from attncli.render.fitting import fits, packed, table_or_lines
+from attncli.render.folds import ranges
+from attncli.render.words import clean, count, number
+
+
+def change_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
+    """The whole report of a comparison; `unfolded`: every head and tensor instead of those that changed most."""
+    return [
+        _heading(report, console),
+        *_layers(report.changes),
+        *_facts(report.changes, console),
+        *_numbers(report, unfolded, console),
+        *_old_findings(report),
+        *(
+            [Group(*(Text(f"note: {clean(note)}", style="dim") for note in report.notes))]
+            if report.notes
+            else []
+        ),
+        *finding_parts(replace(report, known=())),
+        _verdict(report),
+    ]
+
+
+# --- the two sources ----------------------------------------------------------------------------------
+
+
+def _heading(report: Report, console: Console) -> RenderableType:
+    before = report.source.get("compared_with")
+    lines = [
+        _source("A", before if isinstance(before, Mapping) else {}, console),
+        _source("B", report.source, console),
+    ]
+    facts = [
+        f"{change.what}: {_amount(change.before)} → {_amount(change.after)}"
+        for change in report.changes
+        if change.kind == "source"
+    ]
+    if not any(change.kind == "source" and change.what == "structure" for change in report.changes):
+        layers = sum(layer.kind is not None for layer in report.layers)
+        facts.insert(0, f"the same structure {structure(report.layers)}" if layers else "no attention layer")
+    return Group(*lines, *(Text(line) for line in packed(list(map(clean, facts)), console.width)))
+
+
+def _source(letter: str, source: Mapping[str, object], console: Console) -> RenderableType:
+    parameters = source.get("parameters")
+    facts = [
+        *([f"of {source.get('path')}"] if "report" in source else []),
+        str(source.get("format", "")),
+        f"{count(parameters)} parameters" if isinstance(parameters, int) else "",
+    ]
+    words = clean(" · ".join(fact for fact in facts if fact))
+    path = clean(source.get("report", source.get("path", "")))
+    line = Text.assemble((f"{letter}  ", "dim"), (path, "bold"), f"  {words}")
+    if len(line) <= console.width:
+        return line
+    first = Text.assemble((f"{letter}  ", "dim"), (path, "bold"), overflow="fold")
+    return Group(first, Padding(Text(words, overflow="fold"), (0, 0, 0, 3), expand=False))
+
+
+def _amount(value: object) -> str:
+    return count(value) if isinstance(value, int) else str(value)
+
+
+# --- layers and facts ---------------------------------------------------------------------------------
+
+
+def _layers(changes: Sequence[Change]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for kind, sign, style in (("removed", "−", "red"), ("added", "+", "green")):
+        alike: dict[str, list[str]] = defaultdict(list)
+        for change in changes:
+            if change.kind == kind:
+                alike[_sketch(change.before or change.after)].append(change.layer or "")
+        for words, paths in alike.items():
+            for label in labels(paths):
+                line = Text.assemble((f"{sign} {kind} ", style), (clean(label), "bold"), overflow="fold")
+                lines.append(Group(line, Padding(Text(words), (0, 0, 0, 4), expand=False)))
+    return [Text("Layers", style="bold"), *lines, Text()] if lines else []
+
+
+def _sketch(layer: object) -> str:
+    if not isinstance(layer, Mapping):
+        return ""
+    heads, kv_heads, size = (layer.get(name) for name in ("heads", "kv_heads", "head_dim"))
+    facts = [
+        layer.get("kind") or "",
+        layer.get("layout") or "",
+        "" if heads is None else f"{heads} heads",
+        "" if kv_heads in (None, heads) else f"{kv_heads} KV heads",
+        "" if size is None else f"head size {size}",
+    ]
+    return clean(" · ".join(str(fact) for fact in facts if fact))
+
+
+def _facts(changes: Sequence[Change], console: Console) -> list[RenderableType]:
+    """Facts of layers and calls, and what was measured in words: layers with the same change as one row."""
+    alike: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for change in changes:
+        if change.kind == "structure" or (change.kind == "metric" and _in_words(change)):
+            key = (change.what.replace("_", " "), _fact(change.before), _fact(change.after))
+            alike[key].append(change.layer or "")
+    rows = [
+        [Text(clean(label)), *(Text(clean(word)) for word in key)]
+        for key, paths in alike.items()
+        for label in labels(paths)
+    ]
+    if not rows:
+        return []
+    columns = ("layers", "fact", "before", "after")
+    return [Text("Facts of layers", style="bold"), table_or_lines(columns, rows, console, left=columns)]
+
+
+def _in_words(change: Change) -> bool:
+    return isinstance(change.before, str) or isinstance(change.after, str)
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "×".join(map(str, value)) or "scalar"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "—"}[value]
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def labels(paths: Iterable[str]) -> list[str]:
+    """Paths that differ in one number only, as one: ["h.0.attn", "h.1.attn"] → ["h.{0–1}.attn"]."""
+    alike: dict[tuple[str, ...], list[tuple[int, ...]]] = defaultdict(list)
+    for path in dict.fromkeys(paths):
+        parts = _NUMBER.split(path)
+        # "007" and "7" are two names.
+        fixed = all(part == str(int(part)) for part in parts[1::2])
+        alike[tuple(parts[::2]) if fixed else (path,)].append(tuple(map(int, parts[1::2])) if fixed else ())
+    found = []
+    for words, numbers in alike.items():
+        varying = [at for at in range(len(words) - 1) if len({row[at] for row in numbers}) > 1]
+        last = varying[-1] if varying else -1
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for row in numbers:
+            groups[row[:last] + row[last + 1 :] if varying else row].append(row[last] if varying else -1)
+        for rest, folded in groups.items():
+            shown = [str(one) for one in rest]
+            if varying:
+                several = f"{{{ranges(folded)}}}" if len(folded) > 1 else str(folded[0])
+                shown.insert(last, several)
+            found.append("".join(a + b for a, b in zip(words, [*shown, ""], strict=True)))
+    return found
+
+
+# --- numbers ------------------------------------------------------------------------------------------
+
+
+def _numbers(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
+    changes = [change for change in report.changes if change.kind == "metric" and not _in_words(change)]
+    of_tensors = [change for change in changes if change.what in _OF_TENSORS]
+    of_heads = [change for change in changes if change.what not in _OF_TENSORS]
+    parts = _every_head(of_heads, console) if unfolded else _sections(report, of_heads, console)
+    return [*parts, *_tensors(of_tensors, unfolded, console)]
+
+
+def _sections(report: Report, changes: Sequence[Change], console: Console) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    totals = {layer.id: layer.heads for layer in report.layers}
+    for shown, heading in _SECTIONS.items():
+        layers: dict[str, list[Change]] = defaultdict(list)
+        for change in changes:
+            metric, _, behind = change.what.partition(", ")
+            if metric == shown and change.head is not None:
+                layers[f"{change.layer}, {behind}" if behind else change.layer or ""].append(change)
+        rows = []
+        for label, of_layer in layers.items():
+            total = totals.get(of_layer[0].layer or "")
+            changed = f"{len(of_layer)} of {total}" if total else str(len(of_layer))
+            fell, rose = _extremes(of_layer)
+            rows.append([Text(clean(label)), Text(changed), _extreme(fell), _extreme(rose)])
+        if rows:
+            title = Text(heading, style="bold")
+            title.append(": the head of each layer that changed most (--layer shows all)", style="not bold")
+            parts.append(Group(title, _extremes_table(rows, console)))
+    others: dict[str, int] = defaultdict(int)
+    for change in changes:
+        metric = change.what.partition(", ")[0]
+        if metric not in _SECTIONS:
+            others[metric] += 1
+    if others:
+        listed = ", ".join(f"{clean(metric)} ({times})" for metric, times in others.items())
+        parts += [Text(f"Also changed, numbers each: {listed}."), Text()]
+    return parts
+
+
+def _extremes_table(rows: Sequence[Sequence[Text]], console: Console) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, side in (
+        ("layer", "left"),
+        ("heads changed", "right"),
+        ("fell most", "left"),
+        ("rose most", "left"),
+    ):
+        table.add_column(name, justify="right" if side == "right" else "left")
+    for row in rows:
+        table.add_row(*row)
+    if fits(table, console):
+        return table
+    lines: list[RenderableType] = []
+    for label, changed, *extremes in rows:
+        lines.append(Text.assemble(label, f": {changed} heads", overflow="fold"))
+        for word, extreme in zip(("fell", "rose"), extremes, strict=True):
+            if extreme.plain != _NONE:
+                lines.append(Text.assemble(f"  {word}  ", extreme))
+    return Group(*lines, Text())
+
+
+def _extremes(changes: Sequence[Change]) -> tuple[Change | None, Change | None]:
+    """The change that fell and the one that rose most; what is no number any more fell."""
+    steps = {at: _step(change) for at, change in enumerate(changes)}
+    low, high = min(steps, key=lambda at: steps[at]), max(steps, key=lambda at: steps[at])
+    return (
+        changes[low] if steps[low] < 0 else None,
+        changes[high] if steps[high] > 0 else None,
+    )
+
+
+def _step(change: Change) -> float:
+    before, after = (
+        float(side) if isinstance(side, (int, float)) and not math.isnan(side) else None
+        for side in (change.before, change.after)
+    )
+    if before is None or after is None:
+        return math.inf if before is None else -math.inf
+    return after - before
+
+
+def _extreme(change: Change | None) -> Text:
+    if change is None:
+        return Text(_NONE, style="dim")
+    lost = not isinstance(change.after, (int, float)) or not math.isfinite(change.after)
+    words = f"head {change.head}: {number(change.before)} → {number(change.after)}"
+    return Text(f"{words}{_how_much(change)}", style="bold red" if lost else "")
+
+
+def _how_much(change: Change) -> str:
+    """ " (−1.4)", or " (×5.8)" where a factor tells more, or nothing where one of the two is no number."""
+    before, after, metric = change.before, change.after, change.what.partition(", ")[0]
+    numbers = isinstance(before, (int, float)) and isinstance(after, (int, float))
+    if not numbers or not math.isfinite(before) or not math.isfinite(after):
+        return ""
+    if metric not in _RATIOS:
+        return f" ({after - before:+.3g})".replace("-", "−")
+    if before <= 0 or after <= 0:
+        return ""
+    bits = f", {math.log2(before / after):+.2g} bits".replace("-", "−") if metric == "dot_absmax" else ""
+    return f" (×{after / before:.3g}{bits})"
+
+
+def _every_head(changes: Sequence[Change], console: Console) -> list[RenderableType]:
+    """A table per layer: a row per head and metric."""
+    layers: dict[str, list[Change]] = defaultdict(list)
+    for change in changes:
+        layers[change.layer or ""].append(change)
+    parts: list[RenderableType] = []
+    for layer, of_layer in layers.items():
+        metrics = list(dict.fromkeys(change.what for change in of_layer))
+        rows = [
+            [
+                Text(clean(change.what)),
+                Text("" if change.head is None else str(change.head)),
+                Text(clean(number(change.before))),
+                Text(clean(number(change.after))),
+                Text(_how_much(change).strip(" ()")),
+            ]
+            for metric in metrics
+            for change in of_layer
+            if change.what == metric
+        ]
+        columns = ("number", "head", "before", "after", "change")
+        parts.append(Group(Text(clean(layer), style="bold"), table_or_lines(columns, rows, console)))
+    return parts
+
+
+def _tensors(changes: Sequence[Change], unfolded: bool, console: Console) -> list[RenderableType]:
+    by_name: dict[str, dict[str, Change]] = defaultdict(dict)
+    for change in changes:
+        by_name[change.layer or ""][change.what] = change
+    if not by_name:
+        return []
+    broken = [name for name, found in by_name.items() if {"nan_count", "inf_count"} & found.keys()]
+    rest = [name for name in by_name if name not in broken]
+    rest.sort(key=lambda name: -max(map(_size, by_name[name].values())))
+    shown = [*by_name] if unfolded else [*broken[:_MOST], *rest[:_FEW]]
+    rows = []
+    for name in shown:
+        cells = [by_name[name].get(metric) for metric in _OF_TENSORS]
+        words = ["" if cell is None else f"{number(cell.before)} → {number(cell.after)}" for cell in cells]
+        rows.append([Text(clean(name)), *map(Text, words)])
+    title = Text(f"Values of {len(by_name)} tensor{'s' if len(by_name) != 1 else ''} changed", style="bold")
+    if len(shown) < len(by_name):
+        title.append(": those with NaN or Inf, then what changed most (--layer shows all)", style="not bold")
+    columns = ("tensor", *_OF_TENSORS.values())
+    kept = [at for at in range(len(columns)) if at == 0 or any(row[at].plain for row in rows)]
+    table = table_or_lines([columns[at] for at in kept], [[row[at] for at in kept] for row in rows], console)
+    return [Group(title, table)]
+
+
+def _size(change: Change) -> float:
+    """How many times as large, up or down; what came from zero or is no number changed most."""
+    before, after = change.before, change.after
+    if not isinstance(before, (int, float)) or not isinstance(after, (int, float)) or not before or not after:
+        return math.inf
+    return abs(math.log(abs(after / before))) if math.isfinite(after / before) else math.inf
+
+
+# --- findings and verdict -----------------------------------------------------------------------------
+
+
+def _old_findings(report: Report) -> list[RenderableType]:
+    """Findings that are gone, and those that are not new, in a line each."""
+    gone = [(change.what, str(change.before)) for change in report.changes if _is_gone(change)]
+    known = [(f"{finding.code} {finding.name}", finding.message) for finding in report.known]
+    parts: list[RenderableType] = []
+    for title, found in (("Gone", gone), ("Not new", known)):
+        alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for rule, message in found:
+            alike[(rule, re.sub(r"\d", "", message))].append(message)
+        lines = [
+            Text.assemble(
+                (f"{clean(rule)}  ", "bold"),
+                clean(messages[0]),
+                f" (and {len(messages) - 1} more like it)" if len(messages) > 1 else "",
+            )
+            for (rule, _), messages in alike.items()
+        ]
+        if lines:
+            parts += [
+                Text(f"{title}:", style="dim"),
+                *(Padding(line, (0, 0, 0, 2), expand=False) for line in lines),
+            ]
+    return parts
+
+
+def _is_gone(change: Change) -> bool:
+    return change.kind == "finding" and change.after is None
+
+
+def _verdict(report: Report) -> Text:
+    if report.findings:
+        gravest = report.findings[0].severity
+        style = {"error": "bold red", "warning": "bold yellow", "note": "bold"}[gravest]
+        start = "Different" if gravest == "note" else "B is worse"
+        return Text(f"{start}: {tally(replace(report, known=()))}.", style=style)
+    if not report.looked:
+        return Text("Not observed: there is no attention layer in B.", style="bold yellow")
+    if not report.changes:
+        both = f"; {len(report.known)} findings in both" if report.known else ""
+        return Text(f"No difference{both}.", style="bold green")
+    return Text(f"Different, and nothing in B is worse: {_counted(report.changes)}.", style="bold green")
+
+
+def _counted(changes: Sequence[Change]) -> str:
+    counts: dict[str, int] = defaultdict(int)
+    for change in changes:
+        counts["gone" if _is_gone(change) else change.kind] += 1
+    return ", ".join(
+        f"{counts[kind]} {one if counts[kind] == 1 else more}"
+        for kind, (one, more) in _KINDS.items()
+        if counts[kind]
+    )
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_NONE = "—"
+_SECTIONS = {
+    "entropy": "Entropy in nats",
+    "score_max": "Largest score",
+    "dot_absmax": "Largest |q·k|, before scaling",
+    "score_bound": "Bound of |q·k|, from the weights alone",
+}
+# Of these a factor tells more than a difference.
+_RATIOS = frozenset({"score_max", "dot_absmax", "score_bound", "score_typical", "stored_absmax"})
+_OF_TENSORS = {
+    "nan_count": "NaN",
+    "inf_count": "Inf",
+    "absmax": "largest |w|",
+    "rms": "RMS",
+    "zero_fraction": "zeros",
+}
+_MOST = 10
+_FEW = 5
+_KINDS = {
+    "removed": ("layer removed", "layers removed"),
+    "added": ("layer added", "layers added"),
+    "source": ("fact of the source", "facts of the source"),
+    "structure": ("fact of a layer", "facts of layers"),
+    "metric": ("number", "numbers"),
+    "gone": ("finding gone", "findings gone"),
+}
+_NUMBER = re.compile(r"(?<![^._])([0-9]{1,9})(?![^._])")
