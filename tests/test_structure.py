@@ -24,6 +24,7 @@ FLOORS = {
     "model": 1,
     "trace": 1,
     "rules": 1,
+    "topics": 1,
     "render": 1,
     "api": 2,
     "cli": 3,

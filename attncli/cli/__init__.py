@@ -17,11 +17,13 @@ import typer
 from attncli import __version__
 from attncli.cli.diff import diff
 from attncli.cli.entropy import entropy
+from attncli.cli.explain import explain
 from attncli.cli.help import Command, Group
 from attncli.cli.inspect import inspect
 from attncli.cli.nan_check import nan_check
 from attncli.cli.output import show_error
 from attncli.cli.overflow import overflow
+from attncli.cli.rules import rules
 from attncli.cli.settings import Option, project_defaults
 from attncli.cli.writing import silence_stdout
 from attncli.errors import AttncliError, UsageError
@@ -130,7 +132,11 @@ def main(
     unreadable input; 3 no attention could be observed, or not all of it.
     """
     commands: dict[str, Any] = getattr(context.command, "commands", {})
-    context.default_map = project_defaults({name: _options(command) for name, command in commands.items()})
+    options = {name: _options(command) for name, command in commands.items()}
+    # Settings are for reports: an explanation must not overwrite the file that a report is to go to.
+    context.default_map = project_defaults(
+        {name: known for name, known in options.items() if "fail-on" in known}
+    )
 
 
 def _options(command: Any) -> dict[str, Option]:
@@ -154,3 +160,5 @@ app.command("entropy", cls=Command)(entropy)
 app.command("overflow", cls=Command)(overflow)
 app.command("nan-check", cls=Command)(nan_check)
 app.command("diff", cls=Command)(diff)
+app.command("rules", cls=Command)(rules)
+app.command("explain", cls=Command)(explain)
