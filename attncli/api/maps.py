@@ -132,7 +132,7 @@ def _wanted_map(text: str) -> Wanted:
     pattern, colon, tail = whole.rpartition(":")
     # Attention outside any module is named by its line, FILE.py:LINE.
     has_heads = bool(colon) and not pattern.endswith(".py") and re.fullmatch(r"[\d,\s-]*", tail) is not None
-    pattern = pattern if has_heads else whole
+    pattern = pattern.rstrip() if has_heads else whole
     if not pattern:
         raise UsageError(f"--maps {text}", "it names no layer.", _FORM)
     return Wanted(whole, pattern, _ranges(text, tail) if has_heads else None)

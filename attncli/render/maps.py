@@ -60,10 +60,13 @@ class _Picture:
         self.label = min(most, max(4, min(_LONGEST_LABEL, width // 5)))
         self.start = self.number + (1 + self.label if self.label else 0) + 1
         self.keys = [clean(token) for token in given.key_tokens]
-        self.name = max(6, min(_LONGEST_LABEL, width // 5)) if self.keys else 0
+        longest = max(map(cell_len, self.keys), default=0)
+        self.name = min(longest, max(4, min(_LONGEST_LABEL, width // 5)))
+        places = max((len(self._place(at)) for at in range(len(given.key_starts))), default=0)
         # "→ 12 [SEP] 0.43"
-        after = 3 + len(self._place(len(given.key_starts) - 1)) + 1 + (self.name + 1 if self.keys else 0) + 5
-        room = max(1, width - self.start - after)
+        room = max(
+            1, width - self.start - len(f" → {' ' * places} 0.43 ") - (self.name + 1 if self.keys else 0)
+        )
         columns = max(1, len(given.key_starts))
         self.wide = 2 if 2 * columns <= room else 1
         self.merged = math.ceil(columns / (room // self.wide))
@@ -170,18 +173,27 @@ def _colour(value: float) -> Style:
 
 def _legend(console: Console) -> Group:
     title = Text("Attention maps: a line per query, a cell per key", style="bold")
-    scale = Text("probability, the same in every map: ")
+    scale = [Text("Probability, the same in every map:"), Text("blank 0")]
     if _is_painted(console):
-        scale.append("blank 0")
-        for cut, word in zip((_CUTS[0] / 2, *_CUTS), ("<.01", *map(_decimals, _CUTS)), strict=True):
-            scale.append(" ")
-            scale.append(f" {word} ", _colour(cut))
+        cuts = (_CUTS[0] / 2, *_CUTS)
+        words = (f"<{_decimals(_CUTS[0])}", *map(_decimals, _CUTS))
+        scale += [Text(f" {word} ", _colour(cut)) for cut, word in zip(cuts, words, strict=True)]
     else:
-        words = ("below .01", *(f"from {_decimals(cut)}" for cut in _SHADES))
-        named = (f"{mark} {word}" for mark, word in zip(_marks(console), words, strict=True))
-        scale.append(", ".join(("blank 0", *named)))
-    strongest = Text("→ the key that gets most of it", style="dim")
-    return Group(title, scale, strongest, Text())
+        words = (f"below {_decimals(_SHADES[0])}", *(f"from {_decimals(cut)}" for cut in _SHADES))
+        scale += [Text(f"{mark} {word}") for mark, word in zip(_marks(console), words, strict=True)]
+    scale.append(Text("→ the key that gets most"))
+    return Group(title, *_wrapped(scale, console.width), Text())
+
+
+def _wrapped(words: Sequence[Text], width: int) -> list[Text]:
+    """As many on each line as it holds, two columns apart; none is broken."""
+    lines = [words[0].copy()]
+    for word in words[1:]:
+        if lines[-1].cell_len + 2 + word.cell_len <= width:
+            lines[-1].append("  ").append_text(word)
+        else:
+            lines.append(word.copy())
+    return lines
 
 
 def _decimals(value: float) -> str:

@@ -33,7 +33,8 @@ MOST_BLOCKS = 64
 class Drawn(NamedTuple):
     """The map of one head for one row of the batch. `probs`, `query_starts`, `key_starts`: as in `AttentionMap`.
 
-    Padding at either end is left out: query 0 of the map is place `first_query` of the sequence, key 0 `first_key`.
+    Padding at either end, keys that no query sees, is left out: query 0 of the map is place `first_query` of the
+    sequence, key 0 `first_key`.
     """
 
     head: int
