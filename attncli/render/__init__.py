@@ -23,10 +23,38 @@ def as_html(report: Report) -> str:
     return html.text(report)
 
 
+def as_markdown(report: Report) -> str:
+    from attncli.render import markdown
+
+    return markdown.text(report)
+
+
+def as_github(report: Report) -> str:
+    from attncli.render import github
+
+    return github.text(report)
+
+
+def as_sarif(report: Report) -> str:
+    from attncli.render import sarif
+
+    return sarif.text(report)
+
+
+def as_junit(report: Report) -> str:
+    from attncli.render import junit
+
+    return junit.text(report)
+
+
 # Formats that are text as a whole. The table is drawn on a console instead (`table.draw`).
 TEXT_FORMATS: dict[str, Callable[[Report], str]] = {
     "table": as_table,
     "json": as_json,
+    "markdown": as_markdown,
+    "github": as_github,
+    "sarif": as_sarif,
+    "junit": as_junit,
     "html": as_html,
 }
 # What the name of a file says of the format wanted in it.
