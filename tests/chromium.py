@@ -7,11 +7,13 @@ of the DevTools protocol.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,27 +26,35 @@ class Browser:
     """One browser with one tab. `events`: what the tab has told so far."""
 
     def __init__(self, profile: Path) -> None:
-        read_commands, self._write = os.pipe()
-        self._read, write_answers = os.pipe()
-        # The browser reads from 3 and writes to 4, whatever the numbers are here.
-        shell = f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}'
+        commands, self._write = os.pipe()
+        self._read, answers = os.pipe()
+        theirs = [fcntl.fcntl(one, fcntl.F_DUPFD, 10) for one in (commands, answers)]
+        os.close(commands)
+        os.close(answers)
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", shell, str(PATH), *_FLAGS, f"--user-data-dir={profile}"],
-            pass_fds=(read_commands, write_answers),
+            [
+                *(sys.executable, "-c", _LAUNCHER, *map(str, theirs)),
+                *(str(PATH), *_FLAGS, f"--user-data-dir={profile}", "about:blank"),
+            ],
+            pass_fds=theirs,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        os.close(read_commands)
-        os.close(write_answers)
+        for one in theirs:
+            os.close(one)
         self._buffer = b""
         self._number = 0
         self.events: list[dict[str, Any]] = []
         self._session: str | None = None
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.send(f"{domain}.enable")
+        try:
+            target = self.send("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Network", "Log"):
+                self.send(f"{domain}.enable")
+        except (RuntimeError, OSError):
+            self.close()
+            raise
 
     def close(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -69,8 +79,13 @@ class Browser:
             result: dict[str, Any] = answer["result"]
             return result
 
-    def open(self, page: Path, *, width: int = 1280, height: int = 900, scale: float = 1) -> None:
-        """Shows a file and waits until it is loaded; what was told of the page before is forgotten."""
+    def open(
+        self, page: Path, *, width: int = 1280, height: int = 900, scale: float = 1, settled: bool = True
+    ) -> None:
+        """Shows a file and waits until it is loaded; what was told of the page before is forgotten.
+
+        `settled`: `settle` as well, for which the page must run scripts.
+        """
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -85,6 +100,11 @@ class Browser:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{page} was not loaded in a minute")
             self.value("0")
+        if settled:
+            self.settle()
+
+    def settle(self) -> None:
+        """Waits for two frames, in which the page hears of what was changed."""
         self.value("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def value(self, expression: str) -> Any:
@@ -171,8 +191,14 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--hide-scrollbars",
-    "about:blank",
 )
+# The browser reads from 3 and writes to 4, whatever the numbers of the pipes are here.
+_LAUNCHER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 _KEYS = {
     "Tab": 9, "Enter": 13, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36,
     "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,

@@ -188,14 +188,22 @@ def _block_data(
                 },
             }
         )
-    most = 1 + max((head for row in block.rows for head in _heads(row)), default=0)
-    cleaned: dict[str, Any] = {"title": title, "noun": block.noun, "heads": most, "rows": rows}
+    cleaned: dict[str, Any] = {
+        "title": title,
+        "noun": block.noun,
+        "heads": _most_heads(block),
+        "rows": rows,
+    }
     return {key: _cleaned(value) for key, value in cleaned.items()}
 
 
 def _heads(row: Row) -> list[int]:
     """The heads of a row, those that were not measured as well."""
     return sorted({*row.heads, *range(min(row.call.heads, _MOST_HEADS))})
+
+
+def _most_heads(block: Block) -> int:
+    return 1 + max((head for row in block.rows for head in _heads(row)), default=0)
 
 
 def _cleaned(value: Any) -> Any:
@@ -218,8 +226,8 @@ def _marks(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
 
 
 def _static(block: Block, title: str, metric: Metric, scale: Scale) -> Static:
-    heads = 1 + max(head for row in block.rows for head in row.heads)
-    rows = [[row.heads.get(at, {}).get(metric.key) for at in range(heads)] for row in block.rows]
+    heads = _most_heads(block)
+    rows = [[row.heads.get(head, {}).get(metric.key) for head in _heads(row)] for row in block.rows]
     size = max(4, min(16, 640 // heads))
     unit = f" {metric.unit}" if metric.unit else ""
     return Static(
@@ -238,24 +246,33 @@ def _numbers(block: Block, title: str, metrics: Sequence[Metric]) -> list[Table]
     first = block.noun or "layer"
     labels = [label or calls.path(row) for row, label in zip(block.rows, block.labels, strict=True)]
     if len(heads) * len(block.rows) * len(metrics) <= _ALL_NUMBERS:
+        bands = [heads[at : at + _BAND] for at in range(0, len(heads), _BAND)]
         return [
             table(
                 f"{metric.name}{f' ({metric.unit})' if metric.unit else ''}, {title}",
-                (first, *map(str, heads)),
+                (first, *map(str, band)),
                 [
-                    [label, *(value_cell(row.heads.get(head, {}).get(metric.key)) for head in heads)]
+                    [label, *(value_cell(row.heads.get(head, {}).get(metric.key)) for head in band)]
                     for row, label in zip(block.rows, labels, strict=True)
                 ],
-                note="A column per head.",
+                note=f"A column per head, {band[0]} to {band[-1]} of {len(heads)}.",
             )
             for metric in metrics
+            for band in bands
         ]
-    cells: list[list[Cell | str]] = [
-        [label, *(_range(row, metric) for metric in metrics)]
-        for row, label in zip(block.rows, labels, strict=True)
-    ]
     note = "Of all heads of a row: the least, the mean and the largest number. --format json has all numbers."
-    return [table(title, (first, *(metric.name for metric in metrics)), cells, note=note)]
+    return [
+        table(
+            title,
+            (first, *(metric.name for metric in some)),
+            [
+                [label, *(_range(row, metric) for metric in some)]
+                for row, label in zip(block.rows, labels, strict=True)
+            ],
+            note=note,
+        )
+        for some in (metrics[at : at + _BAND // 2] for at in range(0, len(metrics), _BAND // 2))
+    ]
 
 
 def _range(row: Row, metric: Metric) -> Cell:
@@ -275,6 +292,7 @@ def _range(row: Row, metric: Metric) -> Cell:
 _WIDTH = 120  # of the paths that may share a block, in characters
 _UNRUN = 10**9  # no run has as many calls
 _ALL_NUMBERS = 4000
+_BAND = 12  # heads beside each other in a table, as paper holds them
 _MOST_HEADS = 4096  # more than any model has: a broken config shall not fill the page
 _HEADROOM = ("near overflow", "far from overflow", True)
 METRICS: tuple[Metric, ...] = (

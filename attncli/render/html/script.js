@@ -80,7 +80,7 @@
   }
 
   // model: rows, columns (labels), corner, label, scale(), value(row, column), outlined(row, column),
-  // flagged(row), say(row, column) → a sentence, show(row, column, readout), roomy: largest cell, square
+  // flagged(row), say(row, column) → a sentence, show(row, column, readout), roomy: largest cell, turned, square
   function heatMap(host, model) {
     const rows = model.rows.length;
     const columns = model.columns.length;
@@ -103,13 +103,15 @@
     if (byId("keys")) plane.setAttribute("aria-describedby", "keys");
     let wide = 8;
     let high = 8;
+    let dense = 1;
     let at = null;
 
-    function layOut(space, tall) {
+    function layOut(space, tall, least, finest) {
+      dense = Math.max(window.devicePixelRatio || 1, finest);
       const longest = Math.max(model.corner.length, ...model.rows.map((name) => name.length));
       const labels = Math.min(longest * 7.2 + 16, Math.max(72, space * 0.4));
       const tallest = Math.max(0, ...model.columns.map((name) => name.length));
-      wide = Math.max(model.least, Math.min(model.roomy, Math.floor((space - labels - 6) / Math.max(columns, 1))));
+      wide = Math.max(least, Math.min(model.roomy, Math.floor((space - labels - 6) / Math.max(columns, 1))));
       const usual = model.square ? wide : rows <= 24 ? 28 : rows <= 64 ? 18 : 13;
       high = Math.max(3, Math.min(usual, Math.floor(tall / Math.max(rows, 1))));
       const turned = tallest * 7.2 > wide && model.turned;
@@ -146,7 +148,6 @@
     }
 
     function draw() {
-      const dense = window.devicePixelRatio || 1;
       canvas.width = Math.round(columns * wide * dense);
       canvas.height = Math.round(rows * high * dense);
       canvas.style.width = columns * wide + "px";
@@ -247,7 +248,7 @@
       place();
       if (aloud) {
         announce.textContent = model.say(at.row, at.column);
-        cursor.scrollIntoView({ block: "nearest", inline: "nearest", behavior: "auto" });
+        cursor.scrollIntoView({ block: "nearest", inline: "nearest", behavior: "instant" });
       }
     }
 
@@ -320,7 +321,6 @@
         corner: block.noun ? block.noun + " \\ head" : "head",
         label: "Layers by heads, " + block.title,
         readout: "heads-readout",
-        least: 5,
         roomy: 72,
         turned: false,
         scale: () => metric,
@@ -344,6 +344,7 @@
 
     function choose() {
       metric = data.metrics[select.selectedIndex];
+      byId("legend-name").textContent = metric.name + ":";
       byId("legend-low").textContent = `${amount(metric.low, metric.unit)} ${metric.dark}`;
       byId("legend-high").textContent = `${amount(metric.high, metric.unit)} ${metric.bright}`;
       byId("legend-note").textContent = metric.log ? "(logarithmic)" : "";
@@ -373,7 +374,6 @@
       corner: "query \\ key",
       label: "Attention map, queries by keys, " + map.title,
       readout: "maps-readout",
-      least: 4,
       roomy: 22,
       turned: true,
       square: true,
@@ -389,7 +389,7 @@
   /* --- size and print ----------------------------------------------------------------------------- */
 
   function layOut() {
-    for (const map of maps) map.layOut(map.host.clientWidth, 4000);
+    for (const map of maps) map.layOut(map.host.clientWidth, 4000, 5, 1);
   }
   let width = 0;
   new ResizeObserver(() => {
@@ -403,7 +403,7 @@
   window.addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("details:not([open])")];
     for (const details of closed) details.open = true;
-    for (const map of maps) map.layOut(660, 860); // fits A4 and Letter, in one piece
+    for (const map of maps) map.layOut(660, 860, 2, 3); // fits A4 and Letter, in one piece
   });
   window.addEventListener("afterprint", () => {
     for (const details of closed) details.open = false;
