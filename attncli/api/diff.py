@@ -66,12 +66,12 @@ def read_report(path: str | Path) -> Report:
     if not data.strip():
         raise UsageError(str(path), "the file is empty.", _WRITE)
     try:
-        values = json.loads(data)
+        values = json.loads(data, parse_int=_whole_number)
         if not isinstance(values, dict):
             raise UsageError(str(path), "this is JSON, but no report of attncli.", _WRITE)
         return _own(report_from(values))
     except json.JSONDecodeError as error:
-        cut = error.pos >= len(error.doc.rstrip())
+        cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated string")
         problem = (
             f"the JSON ends in the middle, at line {error.lineno}: the file was cut short."
             if cut
@@ -90,9 +90,10 @@ def read_report(path: str | Path) -> Report:
 
 
 def _opened(side: str | Path | records.Report) -> str | records.Report:
-    """A report, or the path of a checkpoint."""
+    """A report as its JSON tells it, or the path of a checkpoint."""
+    report: records.Report
     if isinstance(side, records.Report):
-        report = side
+        report = report_from(side.to_dict())
     elif _is_report(Path(side)):
         report = read_report(side)
         # Two reports of one model tell each other apart by their files.
@@ -129,16 +130,22 @@ def _is_report(path: Path) -> bool:
 def _read(
     side: str | records.Report, options: Mapping[str, Any], progress: Progress | None
 ) -> records.Report:
-    """One side as its JSON tells it, so that a checkpoint and its report in a file are alike."""
+    """Either side alike: what the JSON of a checkpoint's report would not hold is left out of it too."""
     if isinstance(side, str):
         from attncli import api
 
-        side = api.inspect(side, **options, progress=progress)
-    plain = report_from(side.to_dict())
+        side = report_from(api.inspect(side, **options, progress=progress).to_dict())
     layers = tuple(
-        replace(layer, stack=template(layer.path), index=layer_index(layer.path)) for layer in plain.layers
+        replace(layer, stack=template(layer.path), index=layer_index(layer.path)) for layer in side.layers
     )
-    return replace(plain, layers=layers)
+    return replace(side, layers=layers)
+
+
+def _whole_number(digits: str) -> int:
+    """Errors: `ValueError` for what no float holds, which no arithmetic here expects."""
+    if len(digits) > _DIGITS:
+        raise ValueError(f"it holds a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _own(report: records.Report) -> Report:
@@ -299,6 +306,7 @@ def _only_in_one(only: tuple[tuple[str, ...], tuple[str, ...]]) -> tuple[str, ..
 
 # --- tables -------------------------------------------------------------------------------------------
 
+_DIGITS = 300
 _WRITE = "Give a checkpoint, or a report that this version of attncli wrote with --format json -o FILE."
 # Rules that say of a layer that its numbers are not finite.
 _NOT_FINITE = ("ATT201", "ATT502", "ATT506", "ATT7")

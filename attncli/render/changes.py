@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich import box
@@ -118,14 +118,30 @@ def _facts(changes: Sequence[Change], console: Console) -> list[RenderableType]:
             key = (change.what.replace("_", " "), _fact(change.before), _fact(change.after))
             alike[key].append(change.layer or "")
     rows = [
-        [Text(clean(label)), *(Text(clean(word)) for word in key)]
-        for key, paths in alike.items()
+        [Text(clean(label)), *(Text(clean(word)) for word in words)]
+        for words, paths in _with_roles_joined(alike)
         for label in labels(paths)
     ]
     if not rows:
         return []
     columns = ("layers", "fact", "before", "after")
     return [Text("Facts of layers", style="bold"), table_or_lines(columns, rows, console, left=columns)]
+
+
+def _with_roles_joined(
+    alike: Mapping[tuple[str, str, str], Sequence[str]],
+) -> Iterator[tuple[tuple[str, str, str], Sequence[str]]]:
+    """ "q shape" and "k shape" that changed alike in the same layers are "q, k shape"."""
+    joined: dict[tuple[str, str, str, tuple[str, ...]], list[str]] = defaultdict(list)
+    for (what, before, after), paths in alike.items():
+        role, _, kind = what.rpartition(" ")
+        one_of_many = kind in ("shape", "dtype")
+        joined[(kind if one_of_many else what, before, after, tuple(paths))].append(
+            role if one_of_many else ""
+        )
+    for (what, before, after, places), roles in joined.items():
+        label = f"{', '.join(roles)} {what}" if roles[0] else what
+        yield (label, before, after), places
 
 
 def _in_words(change: Change) -> bool:
@@ -251,8 +267,12 @@ def _extreme(change: Change | None) -> Text:
     if change is None:
         return Text(_NONE, style="dim")
     lost = not isinstance(change.after, (int, float)) or not math.isfinite(change.after)
-    words = f"head {change.head}: {number(change.before)} → {number(change.after)}"
+    words = f"head {change.head}: {_shown(change, change.before)} → {_shown(change, change.after)}"
     return Text(f"{words}{_how_much(change)}", style="bold red" if lost else "")
+
+
+def _shown(change: Change, side: object) -> str:
+    return "no bound" if change.what == "score_bound" and side == math.inf else clean(number(side))
 
 
 def _how_much(change: Change) -> str:
@@ -281,8 +301,8 @@ def _every_head(changes: Sequence[Change], console: Console) -> list[RenderableT
             [
                 Text(clean(change.what)),
                 Text("" if change.head is None else str(change.head)),
-                Text(clean(number(change.before))),
-                Text(clean(number(change.after))),
+                Text(_shown(change, change.before)),
+                Text(_shown(change, change.after)),
                 Text(_how_much(change).strip(" ()")),
             ]
             for metric in metrics
@@ -304,17 +324,20 @@ def _tensors(changes: Sequence[Change], unfolded: bool, console: Console) -> lis
     rest = [name for name in by_name if name not in broken]
     rest.sort(key=lambda name: -max(map(_size, by_name[name].values())))
     shown = [*by_name] if unfolded else [*broken[:_MOST], *rest[:_FEW]]
+    metrics = [metric for metric in _OF_TENSORS if any(metric in by_name[name] for name in shown)]
     rows = []
     for name in shown:
-        cells = [by_name[name].get(metric) for metric in _OF_TENSORS]
-        words = ["" if cell is None else f"{number(cell.before)} → {number(cell.after)}" for cell in cells]
+        cells = [by_name[name].get(metric) for metric in metrics]
+        words = [
+            "same" if cell is None else f"{_shown(cell, cell.before)} → {_shown(cell, cell.after)}"
+            for cell in cells
+        ]
         rows.append([Text(clean(name)), *map(Text, words)])
     title = Text(f"Values of {len(by_name)} tensor{'s' if len(by_name) != 1 else ''} changed", style="bold")
     if len(shown) < len(by_name):
         title.append(": those with NaN or Inf, then what changed most (--layer shows all)", style="not bold")
-    columns = ("tensor", *_OF_TENSORS.values())
-    kept = [at for at in range(len(columns)) if at == 0 or any(row[at].plain for row in rows)]
-    table = table_or_lines([columns[at] for at in kept], [[row[at] for at in kept] for row in rows], console)
+    columns = ("tensor", *(_OF_TENSORS[metric] for metric in metrics))
+    table = table_or_lines(columns, rows, console)
     return [Group(title, table)]
 
 
@@ -367,7 +390,8 @@ def _verdict(report: Report) -> Text:
     if not report.looked:
         return Text("Not observed: there is no attention layer in B.", style="bold yellow")
     if not report.changes:
-        both = f"; {len(report.known)} findings in both" if report.known else ""
+        known = len(report.known)
+        both = f"; {known} finding{'s' if known != 1 else ''} in both" if known else ""
         return Text(f"No difference{both}.", style="bold green")
     return Text(f"Different, and nothing in B is worse: {_counted(report.changes)}.", style="bold green")
 

@@ -59,7 +59,7 @@ def _structure(rule: Rule, observed: Observed) -> Iterator[Finding]:
                 layer=layers[0] if len(layers) == 1 else None,
                 evidence={"layers": layers[:_EVIDENCE], "count": len(layers)},
             )
-    yield from _per_fact(rule, observed, lambda what: what in _SHAPE or what.endswith(" shape"))
+    yield from _per_fact(rule, observed, lambda what: what in _SHAPE or what.endswith(_OF_A_TENSOR))
 
 
 def _function(rule: Rule, observed: Observed) -> Iterator[Finding]:
@@ -71,16 +71,18 @@ def _per_fact(rule: Rule, observed: Observed, judged: Callable[[str], bool]) -> 
     facts: dict[str, list[Change]] = defaultdict(list)
     for change in _changes(observed):
         if change.kind == "structure" and judged(change.what):
-            facts[change.what.partition(", call ")[0]].append(change)
+            fact = change.what.partition(", call ")[0]
+            facts["tensor shapes" if fact.endswith(_OF_A_TENSOR) else fact].append(change)
     for what, changes in facts.items():
         layers = list(dict.fromkeys(str(change.layer) for change in changes))
         first = changes[0]
+        role = first.what.removesuffix(_OF_A_TENSOR) + " " if first.what.endswith(_OF_A_TENSOR) else ""
         yield rule.finding(
-            f"{what} changed in {many(len(layers), 'layer')}: {_value(first.before)} → {_value(first.after)} in "
+            f"{what} changed in {many(len(layers), 'layer')}: {role}{_value(first.before)} → {_value(first.after)} in "
             f"{_listed(layers)}.",
             layer=layers[0] if len(layers) == 1 else None,
             evidence={
-                "what": what,
+                "what": first.what,
                 "before": first.before,
                 "after": first.after,
                 "layers": layers[:_EVIDENCE],
@@ -251,7 +253,9 @@ _GROWTHS = (
     Growth("dot_absmax", "the largest |q·k|", _NEAR, run=True, severity="warning"),
     Growth("score_bound", "the bound of |q·k|", _NEAR, run=False, severity="note"),
 )
+_OF_A_TENSOR = " shape"
 _SHAPE = frozenset({"kind", "layout", "heads", "KV heads", "head size", "v head dim", "stacked layers"})
+# What the same tensors can be used for in two ways. The order of rows is not: it goes with the file format.
 _MEANING = frozenset(
     {
         "scale",
@@ -262,20 +266,12 @@ _MEANING = frozenset(
         "window of the run",
         "soft cap",
         "soft cap of the run",
-        "sinks",
         "sinks of the run",
         "normaliser",
         "softmax axis",
         "layer type",
-        "rope order",
-        "order",
         "kv head of query head",
-        "gate",
         "cosine",
-        "q norm",
-        "relative bias",
-        "relative position",
-        "differential",
     }
 )
 _FINITE = {
@@ -306,9 +302,9 @@ DIFFERENCE_RULES: tuple[Rule, ...] = (
         code="ATT902",
         name="changed-attention-function",
         severity="warning",
-        what="The same weights are used otherwise: another scale, mask, window, soft cap, normaliser or RoPE order.",
+        what="The same weights are used otherwise: another scale, mask, window, soft cap or normaliser.",
         why="The shapes still fit, so nothing fails; the model computes something that it was not trained for.",
-        formula="scale, mask, window, soft cap, sinks, normaliser, order of rows and RoPE of each layer and call",
+        formula="scale, mask, window, soft cap, sinks, normaliser and its axis, of each layer and call",
         threshold="any difference of what both know; an assumed scale is not known",
         source="attncli",
         provenance="derived",
