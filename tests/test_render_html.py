@@ -98,7 +98,8 @@ def compared() -> Report:
         Change("metric", "h.1.attn", 0, "entropy", 2.0, 1.9),
         Change("metric", "h.2.attn", 0, "score_max", 3.0, math.nan),
     )
-    return inspected(command="diff", changes=changes)
+    source = {**inspected().source, "compared_with": {"path": "before.safetensors"}}
+    return inspected(command="diff", changes=changes, source=source)
 
 
 def attention_map(**changes: Any) -> AttentionMap:
@@ -270,7 +271,7 @@ def test_findings_beside_unobserved_calls_say_both():
 
 
 def test_findings_that_differ_only_in_numbers_are_one_and_the_gravest_stands_first():
-    made = groups([*with_findings().findings, finding("ATT502", "overflow", "error", "Over.")])
+    made = groups([*with_findings().findings, finding("ATT502", "overflow", "error", "Over.")], ())
     assert [(group.severity, len(group.places)) for group in made] == [
         ("error", 1),
         ("warning", 3),
@@ -408,7 +409,9 @@ def test_the_image_has_one_pixel_a_number_and_the_ends_of_viridis():
     assert struct.unpack(">II", data[16:24]) == (2, 2)
     start = data.index(b"IDAT") + 4
     pixels = zlib.decompress(data[start : data.index(b"IEND") - 8])
-    assert pixels == bytes([0, 68, 1, 84, 253, 231, 37, 0, 200, 16, 46, 158, 158, 158])
+    palette = data[data.index(b"PLTE") + 4 :]
+    shown = [[palette[3 * at : 3 * at + 3].hex() for at in line[1:]] for line in (pixels[:3], pixels[3:])]
+    assert shown == [["440154", "fde725"], ["c8102e", "9e9e9e"]]
 
 
 def test_the_colours_of_style_and_script_are_those_of_the_images():
@@ -487,6 +490,7 @@ def test_changes_stand_by_kind_and_the_largest_change_of_numbers_first():
     assert seen.index("Changed structure") < seen.index("Changed numbers")
     assert seen.index("h.2.attn") < seen.index("h.1.attn")
     assert "4 changes." in seen
+    assert "compared withbefore.safetensors" in seen
 
 
 def test_more_changes_than_a_page_holds_are_said_to_be_left_out():

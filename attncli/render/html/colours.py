@@ -7,11 +7,10 @@ import math
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 from attncli.render.calls import Value
-
-Colour = tuple[int, int, int]
 
 
 class Scale(NamedTuple):
@@ -49,39 +48,41 @@ def image(rows: Sequence[Sequence[Value]], scale: Scale) -> str:
     """A PNG of one pixel a number, as a data URI: NaN is red, what was not measured grey, no number white."""
     columns = max(map(len, rows), default=0)
     lines = b"".join(
-        b"\0" + bytes(channel for at in range(columns) for channel in _pixel(row, at, scale)) for row in rows
+        b"\0" + bytes(_place(value, scale) for value in row) + bytes([_NO_CELL] * (columns - len(row)))
+        for row in rows
     )
-    header = struct.pack(">IIBBBBB", columns, len(rows), 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
+    header = struct.pack(">IIBBBBB", columns, len(rows), 8, 3, 0, 0, 0)
+    body = ((b"IHDR", header), (b"PLTE", _palette()), (b"IDAT", zlib.compress(lines, 9)), (b"IEND", b""))
     data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        for kind, body in chunks
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in body
     )
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
-def _pixel(row: Sequence[Value], at: int, scale: Scale) -> Colour:
-    if at >= len(row):
-        return _WHITE
-    value = row[at]
+def _place(value: Value, scale: Scale) -> int:
+    """The place of a number's colour in the palette."""
     if not isinstance(value, (int, float)):
-        return _GREY
-    return _RED if math.isnan(value) else _colour(scale.fraction(value))
+        return _NOT_MEASURED
+    return _NAN if math.isnan(value) else round(scale.fraction(value) * _BRIGHTEST)
 
 
-def _colour(fraction: float) -> Colour:
+@cache
+def _palette() -> bytes:
+    ramp = b"".join(_colour(place / _BRIGHTEST) for place in range(_BRIGHTEST + 1))
+    return ramp + b"".join(map(_channels, ("#ffffff", "#9e9e9e", "#c8102e")))
+
+
+def _colour(fraction: float) -> bytes:
     """The colour between two stops of viridis."""
     place = fraction * (len(VIRIDIS) - 1)
     below = min(int(place), len(VIRIDIS) - 2)
-    mixed = [
-        round(first + (second - first) * (place - below))
-        for first, second in zip(_channels(VIRIDIS[below]), _channels(VIRIDIS[below + 1]), strict=True)
-    ]
-    return mixed[0], mixed[1], mixed[2]
+    pairs = zip(_channels(VIRIDIS[below]), _channels(VIRIDIS[below + 1]), strict=True)
+    return bytes(round(first + (second - first) * (place - below)) for first, second in pairs)
 
 
-def _channels(stop: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(stop.removeprefix("#")))
+def _channels(stop: str) -> bytes:
+    return bytes.fromhex(stop.removeprefix("#"))
 
 
 # --- tables -------------------------------------------------------------------------------------------
@@ -91,7 +92,5 @@ VIRIDIS = (
     "#440154", "#482475", "#414487", "#355f8d", "#2a788e", "#21918c",
     "#22a884", "#44bf70", "#7ad151", "#bddf26", "#fde725",
 )  # fmt: skip
-_RED = (200, 16, 46)
-_GREY = (158, 158, 158)
-_WHITE = (255, 255, 255)
+_BRIGHTEST, _NO_CELL, _NOT_MEASURED, _NAN = 252, 253, 254, 255  # places in the palette, in its order
 _SPAN = 100.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from attncli.records import SEVERITIES, Finding
+from attncli.records import Finding, Layer
+from attncli.render.collapsed import Collapsed, collapsed
 from attncli.render.html.tables import plain
 
 
@@ -17,36 +18,24 @@ class Place(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Findings of one rule with one message but for its numbers. `evidence`: of the first one."""
+    """Findings of one rule with one message but for its numbers. `where`: their layers, folded.
+
+    `evidence`: of the first one.
+    """
 
     severity: str
     code: str
     name: str
+    where: str
     message: str
     advice: str
     evidence: tuple[tuple[str, str], ...]
     places: tuple[Place, ...]
 
 
-def groups(findings: Sequence[Finding]) -> list[Group]:
+def groups(findings: Sequence[Finding], layers: Sequence[Layer]) -> list[Group]:
     """`findings` in groups, the gravest first, otherwise in their order."""
-    alike: dict[tuple[str, str, str, str], list[Finding]] = {}
-    for finding in findings:
-        key = (
-            finding.severity,
-            finding.code,
-            _without_digits(finding.message),
-            _without_digits(finding.advice),
-        )
-        alike.setdefault(key, []).append(finding)
-    ordered = sorted(alike.values(), key=lambda some: -SEVERITIES.index(some[0].severity))
-    return [_group(some) for some in ordered]
-
-
-def tally(findings: Sequence[Finding]) -> str:
-    """ "2 errors, 1 note"; "" without any."""
-    counts = {name: sum(found.severity == name for found in findings) for name in reversed(SEVERITIES)}
-    return ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
+    return [_group(one) for one in collapsed(findings, layers)]
 
 
 def heads_of(finding: Finding) -> tuple[int, ...]:
@@ -61,8 +50,7 @@ def facts(evidence: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple((str(name).replace("_", " "), plain(value)) for name, value in evidence.items())
 
 
-def _group(some: Sequence[Finding]) -> Group:
-    first = some[0]
+def _group(one: Collapsed) -> Group:
     places = tuple(
         Place(
             finding.layer or "",
@@ -70,12 +58,8 @@ def _group(some: Sequence[Finding]) -> Group:
             finding.message,
             "; ".join(f"{name}: {value}" for name, value in facts(finding.evidence)),
         )
-        for finding in some
+        for finding in one.findings
     )
-    return Group(
-        first.severity, first.code, first.name, first.message, first.advice, facts(first.evidence), places
-    )
-
-
-def _without_digits(message: str) -> str:
-    return "".join(letter for letter in message if not letter.isdigit())
+    first = one.first
+    told = facts(first.evidence)
+    return Group(first.severity, first.code, first.name, one.where, one.sentence, first.advice, told, places)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from attncli.records import Report
+from attncli.render.collapsed import tally
 from attncli.render.html import maps, origins, picture, tables
-from attncli.render.html.findings import Group, groups, tally
+from attncli.render.html.findings import Group, groups
 from attncli.render.html.tables import Table
 from attncli.render.words import clean, count, size
 
@@ -51,7 +52,7 @@ class Page(NamedTuple):
 
 def page(report: Report) -> Page:
     """The view of `report`. Strings are plain text, made harmless and escaped where they are written."""
-    found, drawing = groups(report.findings), picture.picture(report)
+    found, drawing = groups(report.findings, report.layers), picture.picture(report)
     run = report.run or {}
     parts: dict[str, Any] = {
         "findings": tuple(found),
@@ -73,7 +74,7 @@ def page(report: Report) -> Page:
         warning=_SYNTHETIC if run.get("batch") == "synthetic" else "",
         verdict=_verdict(report),
         unobserved=_unobserved(report),
-        known=tuple(groups(report.known)),
+        known=tuple(groups(report.known, report.layers)),
         known_words=tally(report.known),
         filtered=len(found) > _FILTERED,
         notes=tuple(notes),
@@ -93,7 +94,9 @@ def _heading(report: Report) -> tuple[tuple[str, str], ...]:
     source, run = report.source, report.run or {}
     files, parameters, stored = source.get("files"), source.get("parameters"), source.get("bytes")
     kinds = [str(source.get(key) or "") for key in ("kind", "format")]
+    other = source.get("compared_with")
     known = {
+        "compared with": other.get("path") if isinstance(other, Mapping) else other,
         "format": ", ".join(dict.fromkeys(kind for kind in kinds if kind)),
         "files": str(files) if files else "",
         "size": size(int(stored)) if stored else "",
@@ -133,7 +136,7 @@ def _environment(report: Report) -> tuple[tuple[str, str], ...]:
 
 def _verdict(report: Report) -> Verdict:
     if report.findings:
-        state = groups(report.findings)[0].severity
+        state = groups(report.findings, report.layers)[0].severity
         headline = tally(report.findings)
     elif report.command == "diff" and report.looked:
         state, headline = "clean", "Nothing is worse" if report.changes else "No difference"

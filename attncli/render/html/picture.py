@@ -167,7 +167,7 @@ def _block_data(
         cells: dict[int, list[str]] = defaultdict(list)
         whole: list[str] = []
         for finding in found:
-            words = f"{finding.severity} {finding.code} {finding.name}"
+            words = clean(f"{finding.severity} {finding.code} {finding.name}")
             heads = heads_of(finding)
             for head in heads:
                 cells[head] += [words] if words not in cells[head] else []
@@ -188,13 +188,7 @@ def _block_data(
                 },
             }
         )
-    cleaned: dict[str, Any] = {
-        "title": title,
-        "noun": block.noun,
-        "heads": _most_heads(block),
-        "rows": rows,
-    }
-    return {key: _cleaned(value) for key, value in cleaned.items()}
+    return {"title": title, "noun": block.noun, "heads": _most_heads(block), "rows": rows}
 
 
 def _heads(row: Row) -> list[int]:
@@ -204,14 +198,6 @@ def _heads(row: Row) -> list[int]:
 
 def _most_heads(block: Block) -> int:
     return 1 + max((head for row in block.rows for head in _heads(row)), default=0)
-
-
-def _cleaned(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {key: _cleaned(item) for key, item in value.items()}
-    return [_cleaned(item) for item in value] if isinstance(value, list) else value
 
 
 def _marks(findings: Iterable[Finding]) -> dict[str, list[Finding]]:

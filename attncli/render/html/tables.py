@@ -57,9 +57,11 @@ def plain(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "—"}[value]
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+        return ", ".join(f"{str(key).replace('_', ' ')} {plain(item)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(plain(item) for item in value)
+    if isinstance(value, int) and abs(value) >= 10_000:
+        return f"{value:,}".replace(",", " ")
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "−Inf"
     return number(value)
@@ -321,26 +323,24 @@ def change_tables(changes: Sequence[Change]) -> list[Table]:
             continue
         if kind == "metric":
             rows.sort(key=_relative, reverse=True)
-        columns = ["layer", "head", "what", "before", "after"]
-        columns += ["change"] if kind == "metric" else []
-        cells = [_change(change, len(columns)) for change in rows[:MOST_ROWS]]
+        columns = _CHANGE_COLUMNS[kind]
+        cells = [[_change(change)[name] for name in columns] for change in rows[:MOST_ROWS]]
         note = f"{len(rows)} in all.{_left_out(len(rows))}"
-        numeric = kind == "metric"
-        words = ("what",) if numeric else ("what", "before", "after")
+        words = ("what",) if kind == "metric" else ("what", "before", "after")
         made.append(table(title, columns, cells, note=note, words=words))
     return made
 
 
-def _change(change: Change, columns: int) -> list[Cell]:
-    cells = [
-        Cell(change.layer if change.layer is not None else "—"),
-        Cell("" if change.head is None else str(change.head)),
-        Cell(change.what),
-        Cell(plain(change.before)),
-        Cell(plain(change.after)),
-        Cell(_difference(change.before, change.after)),
-    ]
-    return cells[:columns]
+def _change(change: Change) -> dict[str, str]:
+    """Every column that a table of changes may have."""
+    return {
+        "layer": "—" if change.layer is None else change.layer,
+        "head": "" if change.head is None else str(change.head),
+        "what": change.what,
+        "before": plain(change.before),
+        "after": plain(change.after),
+        "change": _difference(change.before, change.after),
+    }
 
 
 def _difference(before: Any, after: Any) -> str:
@@ -376,4 +376,12 @@ _CHANGES = {
     "structure": "Changed structure",
     "finding": "New and gone findings",
     "metric": "Changed numbers",
+}
+_CHANGE_COLUMNS = {
+    "source": ("what", "before", "after"),
+    "added": ("layer", "after"),
+    "removed": ("layer", "before"),
+    "structure": ("layer", "what", "before", "after"),
+    "finding": ("layer", "what", "before", "after"),
+    "metric": ("layer", "head", "what", "before", "after", "change"),
 }
