@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 from ci_reports import HOSTILE, REPORTS, golden, many, mismatch, rendered, report, unlike
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_render import finding, gpt2
 
@@ -164,6 +164,7 @@ def test_a_model_cannot_name_itself_a_command() -> None:
         assert command.name == "notice"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None)))
 def test_whatever_stands_in_a_name_there_is_one_command_with_its_own_properties(name: str) -> None:
     odd = Finding("ATT1", "x", "error", name, name, name, evidence={"source": f"{name}:3"})

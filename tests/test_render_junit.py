@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import xmlschema
 from ci_reports import REPORTS, golden, many, mismatch, rendered, report
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_render import finding, gpt2
 
@@ -148,6 +148,7 @@ def test_dots_of_a_file_do_not_become_packages() -> None:
     assert case.get("classname") == "attncli.inspect.weights/model_safetensors"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None)))
 def test_whatever_stands_in_a_name_the_document_is_valid(name: str) -> None:
     odd = [Finding(name, name, severity, name, name, name) for severity in ("error", "note")]

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 from ci_reports import HOSTILE, call, mismatch, report
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_render import finding, gpt2, layer
 
@@ -120,6 +120,13 @@ def test_a_file_that_a_finding_names_counts_only_if_it_is_there(here: Path) -> N
     assert told({"file": "model.safetensors.index.json"}, shown) == Place("gpt2/model.safetensors.index.json")
 
 
+def test_a_name_that_no_file_can_have_is_no_error() -> None:
+    held = replace(gpt2(0), tensors=tuple(replace(t, file="1.bin") for t in gpt2(0).tensors))
+    long = "x" * 5000
+    assert told({"file": long}, report(held, source={"path": long, "kind": "code"})) == Place(long)
+    assert told({"file": long}, report(source={"path": "\0", "kind": "code"})) == Place("\0")
+
+
 def test_weights_beside_code_do_not_become_files_inside_the_code() -> None:
     assert place(source="src/model.py:build", kind="code") == Place("src/model.py")
 
@@ -146,6 +153,8 @@ def test_weights_beside_code_do_not_become_files_inside_the_code() -> None:
         ("/secret/alice/model.pt", "(outside)/model.pt"),
         ("C:\\secret\\model.pt", "(outside)/model.pt"),
         ("\0", "\0"),
+        ("x" * 5000, "x" * 5000),
+        (f"{'x' * 300}.y:build", f"{'x' * 300}/y.py"),
     ],
 )
 def test_the_source_is_told_from_the_working_folder_on(path: str, file: str) -> None:
@@ -178,6 +187,7 @@ def test_no_working_folder_is_no_error(here: Path) -> None:
     assert place(None, "a/model.pt").file == "(outside)/model.pt"
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None)), st.sampled_from(["file", "folder", "code"]), st.text())
 def test_a_uri_is_relative_and_never_empty(path: str, kind: str, held: str) -> None:
     odd = replace(gpt2(0), tensors=tuple(replace(t, file=held) for t in gpt2(0).tensors))

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ci_reports import HOSTILE, REPORTS, golden, many, mismatch, rendered, report, unlike
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 from test_render import finding, gpt2
@@ -203,6 +203,13 @@ def test_a_rule_that_is_not_in_the_catalogue_is_told_as_well() -> None:
     assert rules[0]["id"] == "ATT000"
 
 
+def test_a_rule_with_long_words_keeps_within_what_github_shows() -> None:
+    long = replace(mismatch("h.0.attn"), name="x" * 300, advice="y" * 3000)
+    (rule,) = run(report(gpt2(0), findings=(long,)))["tool"]["driver"]["rules"]
+    assert (len(rule["name"]), len(rule["fullDescription"]["text"])) == (255, 1024)
+    assert len(rule["help"]["text"]) == 3000
+
+
 # --- limits -------------------------------------------------------------------------------------------
 
 
@@ -259,6 +266,7 @@ def test_a_hostile_name_is_printable_wherever_it_is_shown() -> None:
     assert HOSTILE not in "".join(texts(found))
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None), min_size=1))
 def test_whatever_stands_in_a_name_the_log_is_valid(name: str) -> None:
     odd = Finding(name, name, "error", name, name, name, evidence={name: name, "source": f"{name}:3"})

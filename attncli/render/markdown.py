@@ -252,7 +252,7 @@ _STEERING = re.compile(r"[\\`*\[\]<>|~!$&]|(?<![^\W_])_|_(?![^\W_])")
 _BEGINNING = re.compile(r"^(?:[#=:]|[-+](?!\d)|\d+[.)](?=\s|$))")
 # What GitHub makes links and pictures of after Markdown: mentions, references, addresses, emoji, commits.
 _LINKING = re.compile(
-    r"@|(?<!&)#|\bGH-(?=\d)|:(?=//)|\bwww(?=\.)|:(?=[\w+-]+:)|\b(?=\d*[a-f])[0-9a-f]{6}(?=[0-9a-f]{1,34}\b)",
+    r"@(?=[^\W_])|(?<!&)#(?=[^\W_])|\bGH-(?=\d)|:(?=//)|\bwww(?=\.)|:(?=[\w+-]+:)|\b(?=\d*[a-f])[0-9a-f]{6}(?=[0-9a-f]{1,34}\b)",
     re.IGNORECASE,
 )
 _NOTHING = "&#8203;"  # a space of no width

@@ -52,7 +52,7 @@ def places(report: Report) -> Callable[[Finding], Place]:
         yield named.get(finding.message.partition(": ")[0], "")
         yield held.get(finding.layer or "", "")
         told = finding.evidence.get("file")
-        if isinstance(told, str) and Path(_path(report), told).is_file():
+        if isinstance(told, str) and _there(Path(_path(report), told), Path.is_file):
             yield told
 
     def place(finding: Finding) -> Place:
@@ -97,13 +97,13 @@ def _source(report: Report) -> Place:
         return Place(_from_here(code["file"]))
     stem = code["module"].replace(".", "/")
     modules = [f"{root}{stem}{end}" for root in ("", "src/") for end in (".py", "/__init__.py")]
-    return Place(next((file for file in modules if Path(file).is_file()), modules[0]))
+    return Place(next((file for file in modules if _there(Path(file), Path.is_file)), modules[0]))
 
 
 def _inside(report: Report, file: str) -> Place | None:
     """A file of the checkpoint; None where the source is code, to whose path it is not relative."""
     path = _path(report)
-    if report.source.get("kind") == "folder" or (path and Path(path).is_dir()):
+    if report.source.get("kind") == "folder" or (path and _there(Path(path), Path.is_dir)):
         return Place(_from_here(path, file))
     whole = PurePosixPath(_slashed(path))
     if report.source.get("kind") == "file" and whole.name != file:
@@ -127,6 +127,13 @@ def _from_here(path: str, inner: str = "") -> str:
                 return relative
     named = [PurePosixPath(path).name, *inner.split("/")]
     return "/".join([_OUTSIDE, *(part for part in named if part not in ("", ".", ".."))])
+
+
+def _there(path: Path, kind: Callable[[Path], bool]) -> bool:
+    try:
+        return kind(path)
+    except (OSError, ValueError):  # a name too long, a folder that may not be read, a NUL
+        return False
 
 
 def _slashed(path: str) -> str:
