@@ -509,6 +509,10 @@ def counted(*findings: Finding) -> Report:
         (counted(finding("x: heads.", None, "ATT301")), counted()),
         (counted(finding("x: pickled.", None, "ATT002")), counted()),
         (counted(finding("x: unlike.", None, "ATT104")), measured()),
+        (
+            measured(findings=(finding("x: pickled.", None, "ATT002"),), command="check"),
+            measured(command="check"),
+        ),
         (nan_search("forward", "backward", found="forward"), nan_search("forward")),
         (nan_search("forward", "backward", found="backward"), nan_search("forward", "backward")),
     ],

@@ -238,6 +238,7 @@ def test_keys_that_no_record_knows_are_left_out() -> None:
         (changed("layers.0.heads", "12"), "layers[0].heads is '12', not a whole number or null"),
         (changed("layers.0.heads", True), "layers[0].heads is True, not a whole number or null"),
         (changed("layers.0.heads", 1.5), "layers[0].heads is 1.5, not a whole number or null"),
+        (changed("layers.0.scale", True), "layers[0].scale is True, not a number or null"),
         (changed("layers.0.scale", "a"), "layers[0].scale is 'a', not a number or null"),
         (changed("layers.0.kind", "x"), "layers[0].kind is 'x', not one of self, cross or null"),
         (

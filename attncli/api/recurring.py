@@ -87,7 +87,11 @@ def _could_tell(report: Report, finding: Finding, layer: str | None, teller: Rep
 
 
 def _files(report: Report, finding: Finding, layer: str | None, teller: Report) -> bool:
-    return report.source.get("kind") in ("file", "folder") and report.command in _READS_FILES
+    """A check of a model reads the files that it was loaded from, where there are any."""
+    kind = report.source.get("kind")
+    if (report.command, kind) == (teller.command, teller.source.get("kind")):
+        return True
+    return kind in ("file", "folder") and report.command in _READS_FILES
 
 
 def _layers(report: Report, finding: Finding, layer: str | None, teller: Report) -> bool:
