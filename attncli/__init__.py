@@ -6,13 +6,14 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AttncliError", "Report", "__version__", "diff", "inspect", "measure", "nan_check"]
+__all__ = ["AttncliError", "Report", "__version__", "check", "diff", "inspect", "measure", "nan_check"]
 
 if TYPE_CHECKING:
-    from attncli.api import Report, diff, inspect, measure, nan_check
+    from attncli.api import Report, check, diff, inspect, measure, nan_check
     from attncli.errors import AttncliError
 
 _HOMES = {
+    "check": "attncli.api",
     "diff": "attncli.api",
     "inspect": "attncli.api",
     "measure": "attncli.api",

@@ -33,3 +33,7 @@ class UsageError(AttncliError):
 
 class ModelError(AttncliError):
     """A model that cannot be loaded or run, or a batch that cannot be made for it."""
+
+
+class BareCheckpointError(ModelError):
+    """Weights alone, where a model is needed: nothing says what to build from them."""

@@ -215,6 +215,11 @@ def test_streams_that_share_nothing_are_cross_attention_whatever_the_call_is_cal
         assert judge(one(numbers=SINK, **sources)) == ()
 
 
+def test_heads_without_a_number_attend_to_nothing_alike() -> None:
+    nothing = {"entropy": float("nan"), "entropy_ratio": float("nan"), "entropy_rest": float("nan")}
+    assert judge(seen(*(ran(n, layer=f"h.{n}", numbers=nothing) for n in range(3)))) == ()
+
+
 def test_eight_keys_and_four_heads_are_enough() -> None:
     assert [finding.code for finding in judge(one(keys=8, queries=8, numbers={"entropy_ratio": 1.0}))] == [
         "ATT602"

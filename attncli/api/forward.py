@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncli import __version__
 from attncli.api.joining import Joined, joined, memory_layers
-from attncli.api.loading import RunSettings, layers_on_disk, load, source_of
+from attncli.api.loading import RunSettings, headers, load, source_of
 from attncli.api.maps import call_fits, maps_to_draw, wanted_maps, with_maps
 from attncli.api.report import Progress, Report, environment, fits, without_match
 from attncli.errors import UsageError
@@ -36,7 +36,7 @@ def measure(model: Any, *args: Any, **kwargs: Any) -> Report:
         name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in named_inputs(model, args, kwargs)
     }
-    layers = memory_layers(model, _own_config(model))
+    layers = memory_layers(model, own_config(model))
     return _report(
         "measure",
         found,
@@ -71,21 +71,21 @@ def measure_model(
     chosen = RunSettings(**settings)
     model, batch = load(spec, chosen, progress)
     in_memory = memory_layers(model.module, model.configs)
-    on_disk = layers_on_disk(chosen.weights if chosen.weights is not None else spec)
+    on_disk = headers(chosen.weights if chosen.weights is not None else spec).layers
     total = sum(layer.kind is not None for layer in in_memory)
 
     def tick(done: int) -> None:
         if progress is not None:
             progress("running the model", done, max(total, done))
 
-    reaches = [_wanted((one.pattern,), in_memory, on_disk) for one in drawn]
+    reaches = [modules_wanted((one.pattern,), in_memory, on_disk) for one in drawn]
     draw = maps_to_draw(drawn, reaches, in_memory, len(batch.tokens or ()) or 1) if drawn else None
     found = trace(
         model.module,
         lambda: run(model, batch),
         batch.args,
         batch.kwargs,
-        wanted=_wanted(layers, in_memory, on_disk),
+        wanted=modules_wanted(layers, in_memory, on_disk),
         on_call=tick,
         maps=draw,
     )
@@ -100,7 +100,7 @@ def measure_model(
         notes=(*model.notes, *batch.notes),
     )
     if layers:
-        report = _only(report, layers, spec)
+        report = only(report, layers, spec)
     if draw is not None:
         tokens = {"input_ids": batch.tokens or (), "decoder_input_ids": batch.decoder_tokens or ()}
         report = with_maps(report, draw, found.maps, drawn, tokens, spec)
@@ -122,8 +122,6 @@ def _report(
     notes: Sequence[str],
 ) -> Report:
     result = joined(found.calls, found.measurements, in_memory, on_disk)
-    differences = [call.difference for call in result.calls if call.difference is not None]
-    measured = sum(call.explained for call in result.calls)
     return Report(
         command=command,
         version=__version__,
@@ -132,20 +130,25 @@ def _report(
         layers=result.layers,
         measurements=result.measurements,
         findings=judge(Observed(result.layers, result.measurements, (), result.calls)),
-        run={
-            **run,
-            "operators": found.operators,
-            "calls_seen": len(result.calls),
-            "calls_measured": measured,
-            "difference": max(differences, default=None),
-            "notes": list(found.notes),
-        },
+        run={**run, **calls_seen(found, result)},
         calls=result.calls,
-        notes=(*notes, *_notes(found, result)),
+        notes=(*notes, *call_notes(found, result)),
     )
 
 
-def _notes(found: Trace, result: Joined) -> list[str]:
+def calls_seen(found: Trace, result: Joined) -> dict[str, Any]:
+    """What `run` says of the attention calls."""
+    differences = [call.difference for call in result.calls if call.difference is not None]
+    return {
+        "operators": found.operators,
+        "calls_seen": len(result.calls),
+        "calls_measured": sum(call.explained for call in result.calls),
+        "difference": max(differences, default=None),
+        "notes": list(found.notes),
+    }
+
+
+def call_notes(found: Trace, result: Joined) -> list[str]:
     notes = []
     if found.linear:
         times = sum(found.linear.values())
@@ -177,7 +180,7 @@ def _notes(found: Trace, result: Joined) -> list[str]:
     return notes
 
 
-def _only(report: Report, patterns: Sequence[str], subject: str) -> Report:
+def only(report: Report, patterns: Sequence[str], subject: str) -> Report:
     """The report with the layers that were asked for; an error where none was."""
     layers = {layer.id: layer for layer in report.layers}
     found = {
@@ -205,7 +208,7 @@ def _only(report: Report, patterns: Sequence[str], subject: str) -> Report:
     )
 
 
-def _wanted(
+def modules_wanted(
     patterns: Sequence[str], in_memory: Sequence[Layer], on_disk: Sequence[Layer]
 ) -> Callable[[str], bool]:
     if not patterns:
@@ -228,7 +231,7 @@ def _wanted(
 # --- what is known besides the run --------------------------------------------------------------------
 
 
-def _own_config(model: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
+def own_config(model: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:
     """The config that a transformers model carries."""
     config = getattr(model, "config", None)
     to_dict = getattr(config, "to_dict", None)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from attncli.layout import attention_layers
+from attncli.layout import Options, attention_layers
 from attncli.records import Array, Call, Config, Evidence, Layer, Measurement, Tensor
 
 
@@ -23,7 +23,9 @@ class Joined(NamedTuple):
     idle: tuple[str, ...]
 
 
-def memory_layers(model: Any, configs: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Layer, ...]:
+def memory_layers(
+    model: Any, configs: Sequence[tuple[str, Mapping[str, Any]]], options: Options | None = None
+) -> tuple[Layer, ...]:
     """The layers that the parameters of a model in memory make, by the same reading as a checkpoint's."""
     from attncli.trace import named_weights
 
@@ -31,7 +33,7 @@ def memory_layers(model: Any, configs: Sequence[tuple[str, Mapping[str, Any]]]) 
     for weight in named_weights(model):
         array = Array(weight.name, weight.shape, weight.dtype, "", None, weight.size_bytes)
         tensors.append(Tensor(weight.name, weight.shape, weight.dtype, "", {"weight": array}))
-    return attention_layers(tensors, [Config(source, values) for source, values in configs])
+    return attention_layers(tensors, [Config(source, values) for source, values in configs], options)
 
 
 def joined(

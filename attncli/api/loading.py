@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attncli.api.report import Progress
 from attncli.checkpoint import open_checkpoint
 from attncli.errors import AttncliError, UsageError
 from attncli.layout import attention_layers
-from attncli.records import Layer
+from attncli.records import Anomaly, Layer
 
 if TYPE_CHECKING:
     from attncli.model import Batch, Runnable
@@ -38,6 +38,13 @@ class RunSettings:
     trust_remote_code: bool = False
     device_map: str | None = None
     offload_folder: str | None = None
+
+
+class Headers(NamedTuple):
+    """The layers as the files of a checkpoint name them, and what its reader noticed."""
+
+    layers: tuple[Layer, ...]
+    anomalies: tuple[Anomaly, ...]
 
 
 def load(spec: str, settings: RunSettings, progress: Progress | None) -> tuple[Runnable, Batch]:
@@ -97,12 +104,14 @@ def _weights_reader(path: str) -> Callable[[], Mapping[str, Any]]:
     return read
 
 
-def layers_on_disk(path: str) -> tuple[Layer, ...]:
-    """The layers as the files name them; none where there is no file, or none that inspect reads."""
+def headers(path: str) -> Headers:
+    """What the files say; nothing where there is no file, or none that inspect reads."""
     if not Path(path).exists():
-        return ()
+        return Headers((), ())
     try:
         checkpoint = open_checkpoint(path)
-        return attention_layers(checkpoint.tensors, checkpoint.configs)
+        return Headers(attention_layers(checkpoint.tensors, checkpoint.configs), checkpoint.anomalies)
     except AttncliError:
-        return ()  # it loads, so it is good enough to run; inspect says what is wrong with the file
+        return Headers(
+            (), ()
+        )  # it loads, so it is good enough to run; inspect says what is wrong with the file

@@ -156,7 +156,7 @@ def _report(
     run: Mapping[str, Any],
     notes: Sequence[str],
 ) -> Report:
-    origins = tuple(_placed(origin, layers) for origin in found.origins)
+    origins = placed(found.origins, layers)
     return Report(
         command=command,
         version=__version__,
@@ -165,26 +165,35 @@ def _report(
         layers=tuple(layers),
         origins=origins,
         findings=judge(Observed(tuple(layers), origins=origins)),
-        run={
-            **run,
-            "operators": sum(found.operators.values()),
-            "operators_by_phase": dict(found.operators),
-            "headroom_bits": {
-                dtype: {"bits": bits, "op": op, "module": module}
-                for dtype, (bits, op, module) in found.headroom.items()
-            },
-            "notes": [],
-        },
+        run={**run, **operators_seen(found), "notes": []},
         notes=(*notes, *found.notes),
     )
 
 
-def _placed(origin: Origin, layers: Sequence[Layer]) -> Origin:
-    """With the attention layer that its module lies in."""
-    inside = [
-        layer for layer in layers if origin.module == layer.path or origin.module.startswith(f"{layer.path}.")
-    ]
-    return replace(origin, layer=max(inside, key=lambda layer: len(layer.path)).id) if inside else origin
+def operators_seen(found: Found) -> dict[str, Any]:
+    """What `run` says of the operators that were looked at."""
+    return {
+        "operators": sum(found.operators.values()),
+        "operators_by_phase": dict(found.operators),
+        "headroom_bits": {
+            dtype: {"bits": bits, "op": op, "module": module}
+            for dtype, (bits, op, module) in found.headroom.items()
+        },
+    }
+
+
+def placed(origins: Sequence[Origin], layers: Sequence[Layer]) -> tuple[Origin, ...]:
+    """Origins with the attention layer that their module lies in; `facts["module"]`: its path in memory."""
+
+    def home(module: str) -> str | None:
+        inside = [
+            (len(path), layer.id)
+            for layer in layers
+            if module == (path := layer.facts.get("module", layer.path)) or module.startswith(f"{path}.")
+        ]
+        return max(inside)[1] if inside else None
+
+    return tuple(replace(origin, layer=home(origin.module)) for origin in origins)
 
 
 # --- settings -----------------------------------------------------------------------------------------

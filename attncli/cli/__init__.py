@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from attncli import __version__
+from attncli.cli.check import check
 from attncli.cli.diff import diff
 from attncli.cli.entropy import entropy
 from attncli.cli.explain import explain
@@ -159,6 +160,7 @@ app.command("inspect", cls=Command)(inspect)
 app.command("entropy", cls=Command)(entropy)
 app.command("overflow", cls=Command)(overflow)
 app.command("nan-check", cls=Command)(nan_check)
+app.command("check", cls=Command)(check)
 app.command("diff", cls=Command)(diff)
 app.command("rules", cls=Command)(rules)
 app.command("explain", cls=Command)(explain)

@@ -155,6 +155,8 @@ def run_and_report(command: str, model: str, running: Running, reporting: Report
         if command == "nan-check":
             settings.pop("layers")
             report = api.nan_check_model(model, **settings, progress=progress)
+        elif command == "check":
+            report = api.check_model(model, **settings, progress=progress)
         else:
             report = api.measure_model(command, model, **settings, progress=progress)
     raise typer.Exit(ends.finish(report, unfolded=bool(running.layer)))

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from attncli.errors import ModelError
+from attncli.errors import BareCheckpointError, ModelError
 from attncli.model import training
 from attncli.model.batch import make_batch
 from attncli.model.contracts import Batch, BatchOptions, ModelOptions, Progress, Runnable
@@ -65,7 +65,7 @@ def _load_folder(folder: Path, options: ModelOptions, progress: Progress | None)
         names = ", ".join(str(path) for path in inner[:5])
         raise ModelError(str(folder), "it holds no config.json itself.", f"Models may lie in: {names}.")
     problem = "it holds no config.json, so nothing says what to build from its files."
-    raise ModelError(str(folder), problem, _bare(str(folder)))
+    raise BareCheckpointError(str(folder), problem, _bare(str(folder)))
 
 
 def _load_file(path: Path, options: ModelOptions, progress: Progress | None) -> Runnable:
@@ -82,6 +82,8 @@ def _load_file(path: Path, options: ModelOptions, progress: Progress | None) -> 
     if path.name == "config.json":
         raise ModelError(str(path), "this is the config of a model.", f"Give its folder: {path.parent}.")
     problem = "this is a checkpoint: it holds weights, but nothing says what to build from them."
+    if kind == "weights":
+        raise BareCheckpointError(str(path), problem, _bare(str(path)))
     if kind == "damaged":
         problem = "this is a zip archive that is cut short or damaged."
         raise ModelError(str(path), problem, "Download or copy it again.")

@@ -39,7 +39,7 @@ def nan_verdict(report: Report, tally: str) -> Text:
         return Text("Not observed: no operator ran.", style="bold yellow")
     ran = f"{_grouped(operators)} operator{'s' if operators != 1 else ''}{_phases(run)}"
     if not report.origins:
-        sentence = f"No NaN or Inf in {ran}; {_headroom(run)}"
+        sentence = f"No NaN or Inf in {ran}; {headroom_words(run)}"
         return Text(f"{sentence}.", style="bold green")
     proved = sum(origin.confirmed is True for origin in report.origins)
     total = len(report.origins)
@@ -51,6 +51,16 @@ def nan_verdict(report: Report, tally: str) -> Text:
         sentence = sentence.replace("origin of", "origins of", 1)
     style = "bold red" if any(finding.severity == "error" for finding in report.findings) else "bold yellow"
     return Text(f"{sentence}; {tally}.", style=style)
+
+
+def headroom_words(run: Mapping[str, Any]) -> str:
+    """The operator that came nearest to the end of its dtype, and how near."""
+    found = run.get("headroom_bits") or {}
+    if not found:
+        return "no floating numbers were made"
+    dtype, facts = min(found.items(), key=lambda item: item[1]["bits"])
+    where = f"{facts['op']} in {facts['module']}" if facts.get("module") else facts["op"]
+    return f"smallest headroom {facts['bits']:.1f} bits of {dtype} ({clean(where)})"
 
 
 def _title(origin: Origin, number: int, total: int) -> Text:
@@ -118,15 +128,6 @@ def _phases(run: Mapping[str, Any]) -> str:
     if len(phases) < 2:
         return ""
     return f" ({', '.join(f'{_grouped(n)} {name}' for name, n in phases.items())})"
-
-
-def _headroom(run: Mapping[str, Any]) -> str:
-    found = run.get("headroom_bits") or {}
-    if not found:
-        return "no floating numbers were made"
-    dtype, facts = min(found.items(), key=lambda item: item[1]["bits"])
-    where = f"{facts['op']} in {facts['module']}" if facts.get("module") else facts["op"]
-    return f"smallest headroom {facts['bits']:.1f} bits of {dtype} ({clean(where)})"
 
 
 def _grouped(value: int) -> str:

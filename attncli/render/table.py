@@ -43,6 +43,8 @@ def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableT
         from attncli.render import changes
 
         return changes.change_parts(report, unfolded, console)
+    if report.command == "check":
+        return _check_parts(report, unfolded, console)
     if report.run is not None:
         return _run_parts(report, unfolded, console)
     parts = _checkpoint_parts(report, unfolded, console)
@@ -70,6 +72,22 @@ def _run_parts(report: Report, unfolded: bool, console: Console) -> list[Rendera
         *finding_parts(report),
         *run.unobserved(report),
         run.run_verdict(report, tally(report)),
+    ]
+
+
+def _check_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
+    from attncli.render import checked, origins, run
+
+    ran = report.run is not None
+    return [
+        run.run_heading(report, console.width) if ran else Group(_heading(report), Text()),
+        checked.summary(report, console),
+        *(run.run_parts(report, console, unfolded=True) if unfolded and ran else ()),
+        *origins.origin_parts(report),
+        *_notes(run.run_notes(report)),
+        *finding_parts(report),
+        *run.unobserved(report),
+        checked.check_verdict(report, tally(report)),
     ]
 
 

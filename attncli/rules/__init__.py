@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attncli.records import SEVERITIES, Finding
 from attncli.rules.bounds import BOUND_RULES, overflow_measurements
 from attncli.rules.calls import CALL_RULES
@@ -23,6 +25,7 @@ __all__ = [
     "Compared",
     "Observed",
     "Rule",
+    "gravest_first",
     "judge",
     "judge_changes",
     "overflow_measurements",
@@ -31,8 +34,11 @@ __all__ = [
 
 def judge(observed: Observed) -> tuple[Finding, ...]:
     """Every finding of every rule, the gravest first; inside one severity in the order of the rules."""
-    found = [finding for rule in RULES for finding in rule.check(rule, observed)]
-    return tuple(sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity)))
+    return gravest_first(finding for rule in RULES for finding in rule.check(rule, observed))
+
+
+def gravest_first(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    return tuple(sorted(findings, key=lambda finding: -SEVERITIES.index(finding.severity)))
 
 
 RULES: tuple[Rule, ...] = (

@@ -80,7 +80,7 @@ def _uniform(rule: Rule, observed: Observed) -> Iterator[Finding]:
     total = sum(len(seen.values("entropy_ratio")) for seen in judged)
     even = sum(ratio > _EVEN for seen in judged for ratio in seen.values("entropy_ratio").values())
     layers = by_layer(judged)
-    if len(layers) > 1 and even >= _NEARLY_ALL * total:
+    if len(layers) > 1 and total and even >= _NEARLY_ALL * total:
         subject = f"all {even}" if even == total else f"{even} of {total}"
         yield rule.finding(
             f"{subject} heads of {len(layers)} layers attend to all keys alike, as with random weights.",

@@ -35,6 +35,8 @@ def _large(rule: Rule, observed: Observed) -> Iterator[Finding]:
 
 
 def _not_a_number(rule: Rule, observed: Observed) -> Iterator[Finding]:
+    if observed.origins:
+        return  # where they come from is known, and says more
     calls = {call.index: call for call in observed.calls if call.batch * call.queries * call.keys}
     heads: dict[int, set[int]] = {}
     for row in observed.measurements:

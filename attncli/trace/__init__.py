@@ -18,16 +18,19 @@ from torch import Tensor, nn
 from attncli.records import Call, Measurement
 from attncli.trace.attention import Attention
 from attncli.trace.maps import Drawn, Maps
-from attncli.trace.naming import clean, named_inputs, named_weights
+from attncli.trace.naming import clean, named_inputs, named_tensors, named_weights
 from attncli.trace.pending import Seen
 from attncli.trace.tape import Listener, Tape
 
 __all__ = [
     "Maps",
     "Trace",
+    "kept",
     "named_inputs",
+    "named_tensors",
     "named_weights",
     "surroundings",
+    "told",
     "trace",
     "undisturbed",
     "watched",
@@ -76,12 +79,19 @@ def trace(
         tape.name_parameters(model.named_buffers())
     tape.name_inputs(named_inputs(model, args, kwargs or {}))
     try:
-        with _kept(model), watched(model, tape, listener) as notes, tape:
+        with kept(model), watched(model, tape, listener) as notes, tape:
             result = run()
     finally:
         listener.close()
     if tape.failure is not None:
         raise tape.failure
+    return told(listener, tape.operators, notes, surroundings(model, args), result)
+
+
+def told(
+    listener: Attention, operators: int, notes: Sequence[str], around: Mapping[str, Any], result: Any
+) -> Trace:
+    """What a listener that was closed has heard, as records. `around`: device and dtype; `notes`: what was changed."""
     calls: list[Call] = []
     measurements: list[Measurement] = []
     for index, seen in enumerate(listener.calls):
@@ -94,9 +104,9 @@ def trace(
         tuple(measurements),
         listener.left_out,
         dict(listener.linear),
-        tape.operators,
+        operators,
         tuple(notes),
-        surroundings(model, args),
+        around,
         result,
         {index: seen.drawn for index, seen in enumerate(listener.calls) if seen.drawn},
     )
@@ -145,7 +155,7 @@ def watched(model: Any, tape: Tape, listener: Listener) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _kept(model: Any) -> Iterator[None]:
+def kept(model: Any) -> Iterator[None]:
     """Buffers (running statistics, counters, caches) are put back as they were."""
     if not isinstance(model, nn.Module):
         yield

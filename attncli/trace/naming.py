@@ -30,15 +30,22 @@ def named_inputs(
 
 def named_weights(model: Any) -> tuple[Weight, ...]:
     """Parameters and persistent buffers of a model, in order; none of a bare function."""
+    return tuple(
+        Weight(
+            name,
+            tuple(value.shape),
+            str(value.dtype).removeprefix("torch."),
+            value.numel() * value.element_size(),
+        )
+        for name, value in named_tensors(model).items()
+    )
+
+
+def named_tensors(model: Any) -> dict[str, Tensor]:
+    """The same by name, with their values."""
     if not isinstance(model, nn.Module):
-        return ()
-    found: dict[str, Weight] = {}
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            path = clean(name)
-            size = value.numel() * value.element_size()
-            found[path] = Weight(path, tuple(value.shape), str(value.dtype).removeprefix("torch."), size)
-    return tuple(found.values())
+        return {}
+    return {clean(name): value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def clean(name: str) -> str:

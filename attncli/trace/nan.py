@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from attncli import records
 from attncli.trace.causes import Case, Cause, cause_of, place_of
 from attncli.trace.confirm import Captured
@@ -49,20 +51,21 @@ def find(
     limit: str | None = None,
     capture: bool = False,
     beside: Listener | None = None,
+    inputs: Sequence[tuple[str, Tensor]] = (),
 ) -> Found:
     """Runs `step(model)` once, and again for each proof.
 
     `backward`: also `.backward()` of the loss that the step returns (a scalar or its `.loss`; with `summed` also the
     sum of its floating outputs), unless the step has gathered gradients itself. `limit`: a dtype; operators whose
     numbers it would not hold are listed. `capture`: the operator at the first birth is kept with its operands.
-    `beside`: another listener of the first run.
+    `beside`: another listener of the first run; `inputs`: tensors that the step is given, by name.
     Afterwards the model is as one run of the step leaves it. Errors: whatever the step raises, unless what it tripped
     over was found.
     """
     rewind = Rewind(enabled=confirm or capture)
     rewind.begins(model)
     largest = LARGEST[limit] if limit else math.inf
-    run = run_step(model, step, backward, summed, rewind, on_operator, largest, beside)
+    run = run_step(model, step, backward, summed, rewind, on_operator, largest, beside, inputs)
     book = run.book
     cases = _cases(run)
     with ExitStack() as stack:

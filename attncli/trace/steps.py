@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +40,9 @@ def run_step(
     on_operator: Callable[[int], None] | None,
     limit: float,
     beside: Listener | None = None,
+    inputs: Sequence[tuple[str, Tensor]] = (),
 ) -> Run:
-    """One run of `step(model)`. `beside`: another listener of the same run."""
+    """One run of `step(model)`. `beside`: another listener of the same run. `inputs`: tensors that are given to it."""
     book = Nonfinite(rewind=rewind, on_operator=on_operator, limit=limit)
     listener = book if beside is None else Together(book, beside)
     tape = Tape(listener)
@@ -52,6 +53,7 @@ def run_step(
         tape.name_parameters(parameters)
         tape.name_parameters(buffers)
         book.named = dict.fromkeys((name for name, _ in buffers), "buffer")
+    tape.name_inputs(inputs)
     with watched(model, tape, listener) as notes, _optimizers(tape, book), _inputs(model, tape), tape:
         try:
             run.result = step(model)

@@ -17,7 +17,9 @@ class Together:
 
     def holds(self, op: Op, operands: tuple[Ref, ...]) -> tuple[bool, ...]:
         first, second = (listener.holds(op, operands) for listener in self._both)
-        return tuple(a or b for a, b in zip(first, second, strict=True)) if first and second else first or second
+        return (
+            tuple(a or b for a, b in zip(first, second, strict=True)) if first and second else first or second
+        )
 
     def enters(self, tape: Tape, op: Op, operands: tuple[Ref, ...], run: Ran) -> None:
         for listener in self._both:

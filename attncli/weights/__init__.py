@@ -1,10 +1,12 @@
 """Weight values → measurements. Tensors come through `TensorValues`; no file format, no layout lore here."""
 
 from attncli.weights.bounds import BoundIngredients, ScoreBounds, score_bounds
+from attncli.weights.memory import ModelValues
 from attncli.weights.values import TensorValues, ValueScan, head_anomalies, value_measurements
 
 __all__ = [
     "BoundIngredients",
+    "ModelValues",
     "ScoreBounds",
     "TensorValues",
     "ValueScan",
