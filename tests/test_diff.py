@@ -361,6 +361,17 @@ def test_tensors_of_a_renamed_layer_are_joined_by_their_role() -> None:
     assert rows(attncli.diff(first, second), "metric") == [("h.0.mixer.q_proj.weight", None, "rms", 1.0, 2.0)]
 
 
+@pytest.mark.parametrize(("before", "after"), [("", "net."), ("net.", "")])
+def test_tensors_of_no_layer_are_joined_behind_the_same_prefix(before: str, after: str) -> None:
+    def report(prefix: str, rms: float) -> Report:
+        rows = values(f"{prefix}embed.weight", rms=rms, nan_count=0)
+        return checkpoint(*stack(2, f"{prefix}layers"), measurements=rows)
+
+    found = attncli.diff(report(before, 1.0), report(after, 2.0))
+    assert rows(found, "metric") == [(f"{after}embed.weight", None, "rms", 1.0, 2.0)]
+    assert len(found.notes) == 1
+
+
 def test_tensors_and_numbers_that_only_one_has_are_told() -> None:
     first = checkpoint(measurements=(*values("embed", nan_count=0), *values("a", nan_count=0)))
     second = checkpoint(

@@ -66,7 +66,7 @@ def layer_changes(pairs: Pairs, first: Sequence[Call], second: Sequence[Call]) -
 
 def number_changes(pairs: Pairs, first: Report, second: Report) -> Numbers:
     """Every number that changed beyond rounding, in the order of the second report."""
-    names = _names(pairs, second)
+    names = _names(pairs, first, second)
     before = _placed(first, names)
     after = _placed(second, {})
     of_pairs = {layer.id for _, layer in pairs.both}
@@ -197,7 +197,7 @@ def _is_file(report: Report) -> bool:
 # --- numbers ------------------------------------------------------------------------------------------
 
 
-def _names(pairs: Pairs, second: Report) -> dict[str, str]:
+def _names(pairs: Pairs, first: Report, second: Report) -> dict[str, str]:
     """Layers and tensors of the first report → what the second calls them, where that is something else."""
     names = {before.id: after.id for before, after in pairs.both}
     taken = {tensor.name for layer in second.layers for tensor in layer.tensors}
@@ -207,6 +207,20 @@ def _names(pairs: Pairs, second: Report) -> dict[str, str]:
             for old, new in zip(tensors, theirs.get(role, []), strict=False):
                 if old.name not in taken:
                     names[old.name] = new.name
+    return _unprefixed(pairs, first, second) | names
+
+
+def _unprefixed(pairs: Pairs, first: Report, second: Report) -> dict[str, str]:
+    """Tensors of no layer, such as embeddings, whose names differ by the same prefix as the layers' paths."""
+    paths = [(a.path, b.path) for a, b in pairs.both if a.path != b.path]
+    longer = {b.removesuffix(a) for a, b in paths if b.endswith(f".{a}")}
+    shorter = {a.removesuffix(b) for a, b in paths if a.endswith(f".{b}")}
+    theirs = {row.layer for row in second.measurements if row.call is None}
+    names = {}
+    for name in dict.fromkeys(row.layer for row in first.measurements if row.call is None):
+        others = [prefix + name for prefix in longer]
+        others += [name.removeprefix(prefix) for prefix in shorter if name.startswith(prefix)]
+        names.update({name: other for other in others if name not in theirs and other in theirs})
     return names
 
 
