@@ -220,7 +220,9 @@ def _unprefixed(pairs: Pairs, first: Report, second: Report) -> dict[str, str]:
     for name in dict.fromkeys(row.layer for row in first.measurements if row.call is None):
         others = [prefix + name for prefix in longer]
         others += [name.removeprefix(prefix) for prefix in shorter if name.startswith(prefix)]
-        names.update({name: other for other in others if name not in theirs and other in theirs})
+        found = [other for other in others if other in theirs]
+        if found and name not in theirs:
+            names[name] = found[0]
     return names
 
 
