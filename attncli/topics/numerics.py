@@ -237,7 +237,7 @@ def fused_kernels() -> tuple[Block, ...]:
         ),
         Prose(
             f"128 keys in tiles of {_TILE} against all at once, computed here: the outputs differ by "
-            f"{away:.0e}. The same pass gives the entropy without probabilities, H = lse − Σ p·s = "
+            f"{away:.1g}. The same pass gives the entropy without probabilities, H = lse − Σ p·s = "
             f"{lse - mean_score:.6f} nats, against −Σ p ln p = {entropy_nats(probs):.6f}."
         ),
         Prose(

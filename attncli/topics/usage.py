@@ -151,7 +151,7 @@ USAGE_TOPICS: tuple[Topic, ...] = (
         blocks=exit_codes,
         sources=("attncli --help",),
         rules=(),
-        commands=("rules",),
+        commands=("check MODEL --fail-on warning", "rules"),
         see=("nan", "entropy", "overflow"),
     ),
 )
