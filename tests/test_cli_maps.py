@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from measured_reports import call, report
+from measured_reports import call, layer, report
 from torch import Tensor, nn
 
 from attncli import api
-from attncli.api.maps import MOST_HEADS, Wanted, wanted_maps, with_maps
+from attncli.api.maps import MOST_HEADS, Wanted, maps_to_draw, wanted_maps, with_maps
 from attncli.cli import run
 from attncli.errors import UsageError
-from attncli.records import AttentionMap, Report
+from attncli.records import AttentionMap, LayerTensor, Report
 from attncli.trace import Maps
+from attncli.trace.maps import Drawn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -315,6 +316,77 @@ def test_a_program_without_modules_is_drawn_by_its_weights(tmp_path: Path) -> No
 
 
 # --- records made by hand -----------------------------------------------------------------------------
+
+
+def drawn_one(head: int, first: int = 0, places: int = 2) -> Drawn:
+    starts = tuple(range(places))
+    even = (1 / places,) * places
+    return Drawn(head, 0, first, first, places, places, starts, starts, (even,) * places)
+
+
+INPUTS = {"input_ids": (("a", "b", "c"),), "decoder_input_ids": (("x", "y", "z"),)}
+ENCODER, DECODER = ("input input_ids",), ("input decoder_input_ids",)
+
+
+def labels(found: dict[str, Any], *earlier: dict[str, Any], drawn: Drawn | None = None) -> tuple[Any, Any]:
+    """The tokens of the queries and keys of the last of these calls, whose inputs are those of `INPUTS`."""
+    usual = {"batch": 1, "queries": 3, "keys": 3}
+    calls = [call(at, f"h.{at}.attn", **{**usual, **one}) for at, one in enumerate((*earlier, found))]
+    made = report("entropy", [(one, []) for one in calls])
+    one = drawn or drawn_one(0, places=3)
+    draw = Maps(lambda module, parameters, heads: ())
+    maps = with_maps(
+        made, draw, {len(earlier): [one]}, wanted_maps([f"{len(earlier)}:{one.head}"]), INPUTS, "model"
+    ).maps
+    return maps[0].query_tokens, maps[0].key_tokens
+
+
+def test_only_the_heads_that_were_asked_for_are_kept() -> None:
+    made = report("entropy", [(call(0, "h.0.attn"), [])])
+    draw = Maps(lambda module, parameters, heads: ())
+    found = with_maps(made, draw, {0: [drawn_one(5), drawn_one(2)]}, wanted_maps(["0:2"]), {}, "model")
+    assert [one.head for one in found.maps] == [2]
+
+
+def test_a_map_that_begins_behind_padding_has_the_tokens_from_there_on() -> None:
+    both = {"query_sources": ENCODER, "key_sources": ENCODER}
+    assert labels(both) == (("a", "b", "c"), ("a", "b", "c"))
+    assert labels(both, drawn=drawn_one(0, first=1)) == (("b", "c"), ("b", "c"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keys": 4},  # a prefix or a cache stands before the tokens
+        {"batch": 2},  # windows, beams
+        {"softmax_axis": "heads"},
+        {"key_sources": ("input pixel_values",)},
+        {"key_sources": (*ENCODER, *DECODER)},  # both, and nothing says how
+        {"key_sources": ()},
+    ],
+)
+def test_keys_of_which_it_is_not_certain_what_they_are_have_no_tokens(changes: dict[str, Any]) -> None:
+    assert labels({"query_sources": ENCODER, "key_sources": ENCODER, **changes})[1] == ()
+
+
+def test_a_stream_that_looked_up_another_keeps_its_own_tokens_and_one_where_both_ask_has_none() -> None:
+    cross = {"kind": "cross", "query_sources": DECODER, "key_sources": ENCODER}
+    back = {"kind": "cross", "query_sources": ENCODER, "key_sources": DECODER}
+    stream = (*ENCODER, *DECODER, "call 0")
+    after = {"query_sources": stream, "key_sources": stream}
+    assert labels(after, cross) == (("x", "y", "z"),) * 2
+    assert labels(after, back) == (("a", "b", "c"),) * 2
+    stream = (*stream, "call 1")
+    assert labels({"query_sources": stream, "key_sources": stream}, cross, back) == ((), ())
+
+
+def test_a_program_without_modules_draws_the_layers_whose_weights_project_q_or_k() -> None:
+    parts = [LayerTensor("q", f"h.{at}.q", (4, 4), "float32", "") for at in range(2)]
+    layers = [layer(f"h.{at}", tensors=(part,)) for at, part in enumerate(parts)]
+    maps = maps_to_draw(wanted_maps(["1:0,3"]), [lambda module: True], layers, 1)
+    assert maps.heads("", {"q": "h.1.q"}, 4) == [0, 3]
+    assert maps.heads("", {"q": "h.0.q"}, 4) == []
+    assert maps.heads("", {}, 2) == [0]
 
 
 def drawn_by(found: Report, *maps: str, **settings: Any) -> Report:

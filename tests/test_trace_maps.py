@@ -300,6 +300,14 @@ def test_weights_that_are_masked_after_the_softmax_are_drawn_as_they_meet_the_va
         assert_same(one, slowly(scores_of(q, k)[0, one.head].softmax(-1) * mask, mask.any(-1)))
 
 
+def test_a_key_that_is_zeroed_after_the_softmax_is_no_padding():
+    mask = torch.ones(5, 5)
+    mask[:, 0] = 0
+    q, k = heads_of(1, 1, 5, 8), heads_of(1, 1, 5, 8, seed=1)
+    (one,) = drawn(lambda q, k: (scores_of(q, k).softmax(-1) * mask) @ k, q, k).maps[0]
+    assert_same(one, slowly(scores_of(q, k)[0, 0].softmax(-1) * mask))
+
+
 def test_a_softmax_plus_one_leaves_rows_below_one():
     def model(q: Tensor, k: Tensor) -> Tensor:
         e = scores_of(q, k).exp()
@@ -421,6 +429,17 @@ def test_padding_in_the_middle_stays_as_keys_that_get_nothing():
     expected = scores_of(q, q)[1, 0].masked_fill(~seen[1], -math.inf).softmax(-1)[1:5, 1:5]
     assert (matrix(cut) - expected).abs().max() < 1e-6
     assert matrix(cut)[:, 1].tolist() == [0] * 4
+
+
+def test_queries_at_padded_places_in_the_middle_are_drawn_as_the_kernel_computes_them():
+    # The hole begins a tile of 64 rows, and its queries look further back than all real ones of that tile.
+    place = torch.arange(130)
+    seen = (place < 64) | (place > 70)
+    mask = seen & (place <= place[:, None]) & (place >= place[:, None] - 9)
+    q = heads_of(1, 1, 130, 8)
+    (one,) = fused_maps(FusedCall(q, q, None, 0.5, mask=mask), [(0, 0)])
+    expected = (0.5 * q[0, 0] @ q[0, 0].T).masked_fill(~mask, -math.inf).softmax(-1)
+    assert_same(one, slowly(expected, mask.any(-1)))
 
 
 def test_a_row_of_the_batch_that_is_all_padding_has_no_probabilities():

@@ -195,10 +195,7 @@ def _tokens_of(call: Call, side: str, tokens: Tokens, calls: Mapping[int, Call])
         asking = {
             name for other in looked_up for name in tokens if _only_source(other.query_sources, name, tokens)
         }
-        asked = {
-            name for other in looked_up for name in tokens if _only_source(other.key_sources, name, tokens)
-        }
-        named = [name for name in named if name in asking and name not in asked]
+        named = [name for name in named if name in asking]
     if len(named) != 1 or call.softmax_axis != "keys":
         return ()
     rows = tokens[named[0]]
