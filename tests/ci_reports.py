@@ -13,7 +13,7 @@ from typing import Any
 from test_render import finding, gpt2, layer
 
 from attncli.records import Call, Change, Finding, Layer, Measurement, Origin, Report
-from attncli.render import TEXT_FORMATS
+from attncli.render import FORMATS
 
 GOLDEN = Path(__file__).parent / "golden_formats"
 SUFFIXES = {"markdown": "md", "github": "txt", "sarif": "sarif", "junit": "xml"}
@@ -172,7 +172,7 @@ def golden(name: str, output_format: str) -> Path:
 
 
 def rendered(name: str, output_format: str) -> str:
-    return TEXT_FORMATS[output_format](REPORTS[name])
+    return FORMATS[output_format].text(REPORTS[name])
 
 
 if __name__ == "__main__":

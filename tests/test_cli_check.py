@@ -156,7 +156,7 @@ def test_an_expectation_that_is_not_met_fails_the_check(attncli_run: Command) ->
     assert attncli_run("code.py:healthy", *RUN, "--expect", "heads=4,layers=2").code == 0
     result = attncli_run("code.py:healthy", *RUN, "--expect", "heads=32")
     assert result.code == 1
-    assert "error ATT801 not-as-expected  layers.0: heads: expected 32, found 4." in result.out
+    assert "error ATT801 not-as-expected  layers.{0–1}: heads: expected 32, found 4." in result.out
     wrong = attncli_run("code.py:healthy", *RUN, "--expect", "haeds=32")
     assert (wrong.code, wrong.out) == (2, "")
     assert "Did you mean 'heads'?" in wrong.err

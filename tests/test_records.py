@@ -138,8 +138,9 @@ def test_a_finding_is_another_one_at_another_layer_tensor_or_rule():
         about("h.3.attn: large.", layer="h.3.attn", code="ATT102"),
         about("h.3.attn.q.weight: large.", layer="h.3.attn"),
         about("h.3.attn: large."),
+        about("h.3.attn: large.", layer="h.3.attn", evidence={"key": "heads"}),
     ]
-    assert len({first, *others}) == 5
+    assert len({first, *others}) == 6
 
 
 def test_the_structure_is_that_of_shapes_and_not_of_dtypes_files_or_order():

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from attncli.records import Finding, Layer, LayerTensor, Measurement, Report
-from attncli.render import TEXT_FORMATS, table
+from attncli.render import FORMATS, table
 from attncli.render.folds import folds, ranges, relative
 from attncli.render.words import clean, count, number, percent, size
 
@@ -590,10 +590,10 @@ def test_counts_have_three_digits(amount: int, shown: str) -> None:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_json_is_the_report_and_ends_in_a_line_feed(name: str) -> None:
-    text = TEXT_FORMATS["json"](REPORTS[name])
+    text = FORMATS["json"].text(REPORTS[name])
     assert json.loads(text) == REPORTS[name].to_dict()
     assert text.endswith("}\n")
-    assert TEXT_FORMATS["table"](REPORTS[name]) == table.text(REPORTS[name])
+    assert FORMATS["table"].text(REPORTS[name]) == table.text(REPORTS[name])
 
 
 if __name__ == "__main__":

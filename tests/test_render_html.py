@@ -22,7 +22,7 @@ from measured_reports import EVEN, call, encoder, encoder_decoder, finding, laye
 
 import attncli
 from attncli.records import AttentionMap, Change, Measurement, Origin, Report
-from attncli.render import TEXT_FORMATS, html
+from attncli.render import FORMATS, html
 from attncli.render.html.colours import VIRIDIS, Scale, image, scale_of
 from attncli.render.html.findings import groups, heads_of
 from attncli.render.html.picture import METRICS, compact
@@ -226,7 +226,7 @@ def test_the_policy_names_the_style_and_the_script_by_their_hashes():
 
 
 def test_the_same_report_gives_the_same_bytes():
-    assert TEXT_FORMATS["html"](with_findings()) == TEXT_FORMATS["html"](with_findings())
+    assert FORMATS["html"].text(with_findings()) == FORMATS["html"].text(with_findings())
 
 
 # --- verdict ------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from measured_reports import (
 from rich.console import Console
 
 from attncli.records import Report
-from attncli.render import TEXT_FORMATS, table
+from attncli.render import FORMATS, table
 
 GOLDEN = Path(__file__).parent / "golden_runs"
 
@@ -300,7 +300,7 @@ def test_reports_without_a_batch_inputs_or_environment_can_be_drawn() -> None:
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_json_is_the_report(name: str) -> None:
-    assert json.loads(TEXT_FORMATS["json"](REPORTS[name])) == REPORTS[name].to_dict()
+    assert json.loads(FORMATS["json"].text(REPORTS[name])) == REPORTS[name].to_dict()
 
 
 if __name__ == "__main__":

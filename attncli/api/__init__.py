@@ -5,7 +5,7 @@ Rooms below do not know each other; this room joins them. torch is imported only
 
 from attncli.api.checking import check, check_model
 from attncli.api.choosing import Choice, baseline_text, choice, chosen
-from attncli.api.diff import diff, read_report
+from attncli.api.differences import diff, read_report
 from attncli.api.forward import measure, measure_model
 from attncli.api.nan import nan_check, nan_check_model
 from attncli.api.report import Progress, Report, with_findings

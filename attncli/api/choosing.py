@@ -116,7 +116,10 @@ def _fingerprint(row: dict[str, Any]) -> str:
     layer = row["layer"]
     if not (layer is None or isinstance(layer, str)):
         raise TypeError("a layer is named by its path")
-    return Finding(str(row["code"]), "", "note", str(row["message"]), "", layer).fingerprint
+    evidence = dict(row.get("evidence") or {})
+    return Finding(
+        str(row["code"]), "", "note", str(row["message"]), "", layer, evidence=evidence
+    ).fingerprint
 
 
 BASELINE = "attncli-baseline/1"

@@ -68,11 +68,11 @@ def explain(
 
 def show(page: Page, how: How | None, into: Path | None, *, unbounded: bool = False) -> None:
     """Writes the page. `unbounded`: no line of it is broken where it goes to no terminal."""
-    from attncli.render import SUFFIXES, pages
+    from attncli.render import format_of, pages
 
     if into is not None:
         check_target(into, ())
-        named = SUFFIXES.get(into.suffix.lower(), "table")
+        named = format_of(into.suffix)
         how = how or (How(named) if named in How.__members__ else How.table)
     elif how in (None, How.table) and sys.stdout.isatty():
         from rich.console import Console

@@ -14,7 +14,7 @@ import typer
 
 from attncli.cli.writing import reader, write, write_stdout
 from attncli.errors import AttncliError, UsageError
-from attncli.render import SUFFIXES, TEXT_FORMATS
+from attncli.render import FORMATS, format_of
 
 if TYPE_CHECKING:
     from attncli.api import Choice, Report
@@ -28,8 +28,8 @@ class FailOn(str, enum.Enum):
 
 
 def _format(name: str) -> str:
-    if name not in TEXT_FORMATS:
-        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, TEXT_FORMATS))}.")
+    if name not in FORMATS:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, FORMATS))}.")
     return name
 
 
@@ -44,7 +44,7 @@ class Reporting:
             "-f",
             parser=_format,
             metavar="FORMAT",
-            help=f"{', '.join(TEXT_FORMATS)}. Default: table; for a file, what its name ends in.",
+            help=f"{', '.join(FORMATS)}. Default: table; for a file, what its name ends in.",
             rich_help_panel="Output",
         ),
     ] = None
@@ -154,9 +154,7 @@ def outlet(reporting: Reporting, read: Iterable[Path]) -> Outlet:
         raise UsageError(str(twice), "two outputs would go to this file.", "Give each its own file.")
     return Outlet(
         made,
-        tuple(
-            (file, reporting.output_format or SUFFIXES.get(file.suffix.lower(), "table")) for file in files
-        ),
+        tuple((file, reporting.output_format or format_of(file.suffix)) for file in files),
         None if files or reporting.quiet else reporting.output_format or "table",
         reporting.write_baseline,
         reporting.fail_on,
@@ -197,13 +195,13 @@ def _same(file: Path, others: Sequence[Path]) -> bool:
 
 
 def _text(report: Report, output_format: str, unfolded: bool) -> str:
-    from attncli.render import table
+    if output_format == "table":
+        from attncli.render import table
 
-    return (
-        table.text(report, unfolded=unfolded)
-        if output_format == "table"
-        else TEXT_FORMATS[output_format](report)
-    )
+        return table.text(report, unfolded=unfolded)
+    from attncli.rules import RULES
+
+    return FORMATS[output_format].text(report, RULES)
 
 
 def _print(report: Report, output_format: str, unfolded: bool) -> None:

@@ -29,11 +29,15 @@ class Finding:
     def fingerprint(self) -> str:
         """32 hex digits for the rule and the place: the layer and what the message is about, whatever it counts.
 
-        The same in every run, on every machine and in any order; which head is the worst and by how much may
-        change, and so may line numbers.
+        Where one rule judges several properties of a place, `evidence["key"]` names the property. The same in every
+        run, on every machine and in any order; which head is the worst and by how much may change, and so may line
+        numbers.
         """
         subject = re.sub(r"(?<![A-Za-z0-9._])\d+", "#", self.message.partition(": ")[0])
-        key = "\0".join((self.code, self.layer or "", subject))
+        parts = [self.code, self.layer or "", subject]
+        if "key" in self.evidence:
+            parts.append(str(self.evidence["key"]))
+        key = "\0".join(parts)
         return hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
 

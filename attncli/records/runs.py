@@ -120,7 +120,8 @@ class AttentionMap:
     """The attention probabilities of one head for one row of the batch, at most 64 × 64 numbers.
 
     `probs[i][j]`: of the queries from `query_starts[i]` to the next start, the mean probability that falls on all
-    keys from `key_starts[j]` to the next start; rows sum to 1. A row without an allowed key is None. `queries`,
+    keys from `key_starts[j]` to the next start. Rows sum to 1, or to less where a learned sink, softmax plus one or a
+    mask behind the softmax takes the rest. A row without an allowed key is None. `queries`,
     `keys`: the real lengths. `query_tokens`, `key_tokens`: the text of each block of tokens; empty where the batch
     is no text.
     """

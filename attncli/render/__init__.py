@@ -3,67 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
 
 from attncli.records import Report
 
 
-def as_table(report: Report) -> str:
-    from attncli.render import table  # rich is imported only where a table is drawn
+class Format(NamedTuple):
+    """How a report is written. `module`: its room, imported on use, whose `text(report)` gives the whole.
 
-    return table.text(report)
+    `suffixes`: of files that are meant for it. `rules`: whether `text` also takes the catalogue of rules, which
+    this room does not know.
+    """
 
+    module: str
+    suffixes: tuple[str, ...] = ()
+    rules: bool = False
 
-def as_json(report: Report) -> str:
-    return report.to_json() + "\n"
-
-
-def as_html(report: Report) -> str:
-    from attncli.render import html  # so is jinja2 for a page
-
-    return html.text(report)
-
-
-def as_markdown(report: Report) -> str:
-    from attncli.render import markdown
-
-    return markdown.text(report)
+    def text(self, report: Report, rules: Any = ()) -> str:
+        write: Callable[..., str] = import_module(f"attncli.render.{self.module}").text
+        return write(report, rules) if self.rules else write(report)
 
 
-def as_github(report: Report) -> str:
-    from attncli.render import github
-
-    return github.text(report)
-
-
-def as_sarif(report: Report) -> str:
-    from attncli.render import sarif
-
-    return sarif.text(report)
+def format_of(suffix: str) -> str:
+    """The format that a file with this suffix is meant for: the table where it tells none."""
+    return next((name for name, one in FORMATS.items() if suffix.lower() in one.suffixes), "table")
 
 
-def as_junit(report: Report) -> str:
-    from attncli.render import junit
-
-    return junit.text(report)
-
-
-# Formats that are text as a whole. The table is drawn on a console instead (`table.draw`).
-TEXT_FORMATS: dict[str, Callable[[Report], str]] = {
-    "table": as_table,
-    "json": as_json,
-    "markdown": as_markdown,
-    "github": as_github,
-    "sarif": as_sarif,
-    "junit": as_junit,
-    "html": as_html,
-}
-# What the name of a file says of the format wanted in it.
-SUFFIXES: dict[str, str] = {
-    ".txt": "table",
-    ".json": "json",
-    ".md": "markdown",
-    ".sarif": "sarif",
-    ".xml": "junit",
-    ".html": "html",
-    ".htm": "html",
+FORMATS: dict[str, Format] = {
+    "table": Format("table", (".txt",)),
+    "json": Format("json_text", (".json",)),
+    "markdown": Format("markdown", (".md",)),
+    "github": Format("github"),
+    "sarif": Format("sarif", (".sarif",), rules=True),
+    "junit": Format("junit", (".xml",)),
+    "html": Format("html", (".html", ".htm")),
 }
