@@ -132,12 +132,19 @@ def main(
     Exit codes: 0 looked and found nothing at or above --fail-on; 1 found something; 2 wrong usage or
     unreadable input; 3 no attention could be observed, or not all of it.
     """
-    commands: dict[str, Any] = getattr(context.command, "commands", {})
-    options = {name: _options(command) for name, command in commands.items()}
+    context.default_map = _defaults(context.command)
+
+
+def settings_of(command: str, start: Path) -> dict[str, Any]:
+    """What `[tool.attncli]` of the pyproject.toml nearest to `start` says for a command, by its parameters' names."""
+    settings: dict[str, Any] = _defaults(typer.main.get_command(app), start).get(command, {})
+    return settings
+
+
+def _defaults(group: Any, start: Path | None = None) -> dict[str, Any]:
+    options = {name: _options(command) for name, command in getattr(group, "commands", {}).items()}
     # Settings are for reports: an explanation must not overwrite the file that a report is to go to.
-    context.default_map = project_defaults(
-        {name: known for name, known in options.items() if "fail-on" in known}
-    )
+    return project_defaults({name: known for name, known in options.items() if "fail-on" in known}, start)
 
 
 def _options(command: Any) -> dict[str, Option]:

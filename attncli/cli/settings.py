@@ -19,14 +19,16 @@ class Option(NamedTuple):
     several: bool
 
 
-def project_defaults(commands: Mapping[str, Mapping[str, Option]]) -> dict[str, Any]:
+def project_defaults(
+    commands: Mapping[str, Mapping[str, Option]], start: Path | None = None
+) -> dict[str, Any]:
     """Defaults by command. `[tool.attncli]` holds for all commands, `[tool.attncli.COMMAND]` for one.
 
     `commands`: the options of each command, by their long names without dashes. A setting for all commands counts
-    for those that have the option. Errors: `UsageError` for TOML that cannot be read and for settings that do not
-    exist.
+    for those that have the option. `start`: the folder from which pyproject.toml is looked for, the working folder
+    unless given. Errors: `UsageError` for TOML that cannot be read and for settings that do not exist.
     """
-    file = _nearest()
+    file = _nearest(start)
     if file is None:
         return {}
     table = _table(file)
@@ -49,9 +51,9 @@ def project_defaults(commands: Mapping[str, Mapping[str, Option]]) -> dict[str, 
     return defaults
 
 
-def _nearest() -> Path | None:
+def _nearest(start: Path | None) -> Path | None:
     try:
-        here = Path.cwd()
+        here = start or Path.cwd()
     except OSError:  # the working folder was removed
         return None
     return next(
