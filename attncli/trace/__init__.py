@@ -75,8 +75,8 @@ def trace(
     listener = Attention(wanted, on_call, maps)
     tape = Tape(listener)
     if isinstance(model, nn.Module):
-        tape.name_parameters(model.named_parameters())
-        tape.name_parameters(model.named_buffers())
+        for named in (model.named_parameters(), model.named_buffers()):
+            tape.name_parameters((clean(name), tensor) for name, tensor in named)
     tape.name_inputs(named_inputs(model, args, kwargs or {}))
     try:
         with kept(model), watched(model, tape, listener) as notes, tape:
