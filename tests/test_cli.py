@@ -349,6 +349,33 @@ def test_output_writes_to_the_file_what_stdout_would_show(
     assert (tmp_path / "report").read_text(encoding="utf-8") == shown.out
 
 
+@pytest.mark.parametrize("options", [("-o", "-"), ("-o", "-", "-o", "-"), ("-q", "-o", "-")])
+def test_a_dash_is_stdout(options: tuple[str, ...], attncli_run: Command, tmp_path: Path) -> None:
+    folder = broken_folder(tmp_path / "m")
+    assert attncli_run("inspect", folder, *options) == attncli_run("inspect", folder)
+    assert not (tmp_path / "-").exists()
+
+
+def test_a_dash_among_files_gives_stdout_the_format_and_files_their_own(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    folder = broken_folder(tmp_path / "m")
+    shown = {form: attncli_run("inspect", folder, "-f", form).out for form in ("github", "json", "table")}
+    both = attncli_run("inspect", folder, "-f", "github", "-o", "r.json", "-o", "-", "-o", "report")
+    assert (both.code, both.out, both.err) == (1, shown["github"], "")
+    assert (tmp_path / "r.json").read_text(encoding="utf-8") == shown["json"]
+    assert (tmp_path / "report").read_text(encoding="utf-8") == shown["table"]
+
+
+def test_a_dash_in_pyproject_is_stdout_too(attncli_run: Command, tmp_path: Path) -> None:
+    folder = broken_folder(tmp_path / "m")
+    plain = attncli_run("inspect", folder)
+    settings(tmp_path, '[tool.attncli]\noutput = ["-", "r.txt"]\n')
+    assert attncli_run("inspect", folder) == plain
+    assert (tmp_path / "r.txt").read_text(encoding="utf-8") == plain.out
+    assert not (tmp_path / "-").exists()
+
+
 @pytest.mark.parametrize("flag", ["--quiet", "-q"])
 def test_quiet_lets_only_the_exit_code_speak(flag: str, attncli_run: Command, tmp_path: Path) -> None:
     assert attncli_run("inspect", broken_folder(tmp_path / "bad"), flag) == Result(1, "", "")

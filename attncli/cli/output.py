@@ -54,7 +54,8 @@ class Reporting:
             "--output",
             "-o",
             metavar="FILE",
-            help="Write the report to this file instead of stdout. Repeatable: one run, several files.",
+            help="Write the report to this file instead of stdout. Repeatable: one run, several files. With - among "
+            "them it goes to stdout as well, and --format is the format of that.",
             rich_help_panel="Output",
         ),
     ] = None
@@ -144,7 +145,10 @@ def outlet(reporting: Reporting, read: Iterable[Path]) -> Outlet:
     from attncli.api import choice
 
     made = choice(reporting.select, reporting.ignore, reporting.baseline)
-    files = list(reporting.output or ())
+    given = reporting.output or ()
+    files = [file for file in given if file != _STDOUT]
+    printed = _STDOUT in given or not (files or reporting.quiet)
+    wanted = None if printed else reporting.output_format
     targets = [*files, *([reporting.write_baseline] if reporting.write_baseline is not None else [])]
     sources = list(read)
     for target in targets:
@@ -154,8 +158,8 @@ def outlet(reporting: Reporting, read: Iterable[Path]) -> Outlet:
         raise UsageError(str(twice), "two outputs would go to this file.", "Give each its own file.")
     return Outlet(
         made,
-        tuple((file, reporting.output_format or format_of(file.suffix)) for file in files),
-        None if files or reporting.quiet else reporting.output_format or "table",
+        tuple((file, wanted or format_of(file.suffix)) for file in files),
+        (reporting.output_format or "table") if printed else None,
         reporting.write_baseline,
         reporting.fail_on,
     )
@@ -215,3 +219,6 @@ def _print(report: Report, output_format: str, unfolded: bool) -> None:
             sys.stdout.flush()
     else:
         write_stdout(_text(report, output_format, unfolded), as_json=output_format in ("json", "sarif"))
+
+
+_STDOUT = Path("-")

@@ -96,9 +96,13 @@ def _value(file: Path, name: str, value: Any, several: bool) -> Any:
     if several and not isinstance(value, list):
         value = [value]
     if name in _PATHS:
-        beside = [str(file.parent / item) if isinstance(item, str) else item for item in _listed(value)]
+        beside = [_beside(file, item) for item in _listed(value)]
         return beside if isinstance(value, list) else beside[0]
     return value
+
+
+def _beside(file: Path, item: Any) -> Any:
+    return str(file.parent / item) if isinstance(item, str) and item != "-" else item  # "-" is stdout
 
 
 def _listed(value: Any) -> list[Any]:
