@@ -3,7 +3,9 @@
 import math
 import re
 
-from make_readme import README, ROOT, filled
+from make_readme import PICTURE, README, ROOT, SHOWN, filled, picture
+
+from attncli.cli import app
 
 
 def test_output_and_rules_in_the_readme_are_real() -> None:
@@ -11,6 +13,25 @@ def test_output_and_rules_in_the_readme_are_real() -> None:
     assert "<!-- output: attncli inspect examples/dates/dates.safetensors -->" in text
     assert "<!-- output: attncli entropy examples/dates/model.py:build" in text
     assert alike(filled(text), text), "run: python tests/make_readme.py"
+
+
+def test_the_terminal_picture_is_real_and_fetches_nothing() -> None:
+    drawn = PICTURE.read_text(encoding="utf-8")
+    assert alike(picture(), drawn), "run: python tests/make_readme.py"
+    words = " ".join(re.findall(r">([^<]+)</text>", drawn)).replace("&#160;", " ")
+    assert all(command in words for command in SHOWN)
+    assert re.findall(r"(?:https?:)?//[^ \"]+", drawn) == ["http://www.w3.org/2000/svg"]
+
+
+def test_every_command_stands_in_the_readme_with_real_output() -> None:
+    text = README.read_text(encoding="utf-8")
+    commands = [command.name for command in app.registered_commands]
+    assert {"inspect", "entropy", "overflow", "nan-check", "check", "diff", "explain", "rules"} == set(
+        commands
+    )
+    shown = re.findall(r"<!-- output: (?:.*; )?attncli (\S+) .*-->", text)
+    assert set(commands) - set(shown) == {"rules"}  # its table stands there whole
+    assert "<!-- rules -->" in text
 
 
 def alike(first: str, second: str) -> bool:

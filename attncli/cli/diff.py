@@ -36,19 +36,29 @@ def diff(
         bool, typer.Option("--bounds", help="Bound |q·k| per head from the weights of a checkpoint.")
     ] = False,
     heads: Annotated[
-        int | None, typer.Option("--heads", min=1, help="Query heads, where neither config nor shapes tell.")
+        int | None,
+        typer.Option(
+            "--heads", min=1, metavar="N", help="Query heads, where neither config nor shapes tell."
+        ),
     ] = None,
     kv_heads: Annotated[
-        int | None, typer.Option("--kv-heads", min=1, help="KV heads, where neither config nor shapes tell.")
+        int | None,
+        typer.Option(
+            "--kv-heads", min=1, metavar="N", help="KV heads, where neither config nor shapes tell."
+        ),
     ] = None,
     head_dim: Annotated[
-        int | None, typer.Option("--head-dim", min=1, help="Head size, where neither config nor shapes tell.")
+        int | None,
+        typer.Option(
+            "--head-dim", min=1, metavar="N", help="Head size, where neither config nor shapes tell."
+        ),
     ] = None,
     layer: Annotated[
         list[str] | None,
         typer.Option(
             "--layer",
             "-l",
+            metavar="LAYER",
             help="Only these layers, every head of them: a path, a glob, or a layer's number. Repeatable.",
         ),
     ] = None,

@@ -29,7 +29,9 @@ def _draw(command: Any, ctx: Any, commands: tuple[tuple[str, str], ...]) -> None
     from rich.text import Text
 
     console = Console(highlight=False)
-    usage = " ".join((ctx.command_path, *command.collect_usage_pieces(ctx)))
+    # Newer versions of typer put what is required in braces.
+    pieces = (piece.strip("{}") for piece in command.collect_usage_pieces(ctx))
+    usage = " ".join((ctx.command_path, *pieces))
     console.print(Text.assemble(("Usage: ", "bold"), usage))
     for paragraph in (command.help or "").split("\n\n"):
         console.print(Padding(Text(" ".join(paragraph.split())), (1, 2, 0, 2)))

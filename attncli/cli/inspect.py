@@ -15,7 +15,10 @@ from attncli.cli.progress import progress_bar
 @flattened
 def inspect(
     checkpoint: Annotated[
-        str, typer.Argument(help="A checkpoint file, or a model folder.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A checkpoint file, or a model folder.", show_default=False
+        ),
     ],
     reporting: Reporting,
     *,
@@ -29,19 +32,29 @@ def inspect(
         bool, typer.Option("--bounds", help="Bound |q·k| per head from the weights: can scores overflow?")
     ] = False,
     heads: Annotated[
-        int | None, typer.Option("--heads", min=1, help="Query heads, where neither config nor shapes tell.")
+        int | None,
+        typer.Option(
+            "--heads", min=1, metavar="N", help="Query heads, where neither config nor shapes tell."
+        ),
     ] = None,
     kv_heads: Annotated[
-        int | None, typer.Option("--kv-heads", min=1, help="KV heads, where neither config nor shapes tell.")
+        int | None,
+        typer.Option(
+            "--kv-heads", min=1, metavar="N", help="KV heads, where neither config nor shapes tell."
+        ),
     ] = None,
     head_dim: Annotated[
-        int | None, typer.Option("--head-dim", min=1, help="Head size, where neither config nor shapes tell.")
+        int | None,
+        typer.Option(
+            "--head-dim", min=1, metavar="N", help="Head size, where neither config nor shapes tell."
+        ),
     ] = None,
     layer: Annotated[
         list[str] | None,
         typer.Option(
             "--layer",
             "-l",
+            metavar="LAYER",
             help="Only these layers, one row each: a path, a glob, or a layer's number. Repeatable.",
         ),
     ] = None,

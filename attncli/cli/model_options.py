@@ -30,6 +30,7 @@ class Autocast(str, enum.Enum):
 ModelArgument = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="A model folder, a GGUF file, a TorchScript or torch.export program, or your code: "
         "pkg.module:build, path/to/file.py:build.",
         show_default=False,
@@ -46,6 +47,7 @@ class Running:
         typer.Option(
             "--layer",
             "-l",
+            metavar="LAYER",
             help="Only these layers, with every metric of every head: a path, a glob, or a layer's number. "
             "Repeatable.",
         ),
@@ -54,6 +56,7 @@ class Running:
         list[str] | None,
         typer.Option(
             "--text",
+            metavar="TEXT",
             help="Run on this text, through the model's tokenizer. Repeatable.",
             rich_help_panel=_BATCH,
         ),
@@ -62,25 +65,46 @@ class Running:
         str | None,
         typer.Option(
             "--input",
+            metavar="FILE",
             help="Run on these inputs: a .pt, .safetensors, .npz or .json file, or file.py:batch.",
             rich_help_panel=_BATCH,
         ),
     ] = None
     seq_len: Annotated[
         int | None,
-        typer.Option("--seq-len", min=1, help="Tokens of the synthetic batch.", rich_help_panel=_BATCH),
+        typer.Option(
+            "--seq-len",
+            min=1,
+            metavar="N",
+            help="Length of the synthetic batch, in tokens (default 128, or what the model asks for).",
+            rich_help_panel=_BATCH,
+        ),
     ] = None
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Rows of the synthetic batch.", rich_help_panel=_BATCH),
+        typer.Option(
+            "--batch-size",
+            min=1,
+            metavar="N",
+            help="Rows of the synthetic batch (default 2).",
+            rich_help_panel=_BATCH,
+        ),
     ] = None
     seed: Annotated[
-        int, typer.Option("--seed", help="Seed of the synthetic batch.", rich_help_panel=_BATCH)
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Seed of the synthetic batch (default 0).",
+            show_default=False,
+            rich_help_panel=_BATCH,
+        ),
     ] = 0
     weights: Annotated[
         Path | None,
         typer.Option(
             "--weights",
+            metavar="CHECKPOINT",
             help="Load this checkpoint into the model that your code builds.",
             rich_help_panel=_MODEL,
         ),
@@ -107,7 +131,13 @@ class Running:
     ] = False
     device: Annotated[
         str,
-        typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="auto (default: a GPU where there is one), cpu, cuda, cuda:N or mps.",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
     ] = "auto"
     dtype: Annotated[
         Dtype | None,
@@ -130,13 +160,19 @@ class Running:
     device_map: Annotated[
         str | None,
         typer.Option(
-            "--device-map", help="Spread a large model over devices and disk: auto.", rich_help_panel=_MODEL
+            "--device-map",
+            metavar="MAP",
+            help="Spread a large model over devices and disk: auto.",
+            rich_help_panel=_MODEL,
         ),
     ] = None
     offload_folder: Annotated[
         Path | None,
         typer.Option(
-            "--offload-folder", help="Where --device-map puts what fits no memory.", rich_help_panel=_MODEL
+            "--offload-folder",
+            metavar="FOLDER",
+            help="Where --device-map puts what fits no memory.",
+            rich_help_panel=_MODEL,
         ),
     ] = None
 

@@ -35,7 +35,14 @@ def nan_check(
         ),
     ] = False,
     steps: Annotated[
-        int, typer.Option("--steps", min=0, help="Take this many real training steps.", show_default=False)
+        int,
+        typer.Option(
+            "--steps",
+            min=0,
+            metavar="N",
+            help="Take this many real training steps (default 0).",
+            show_default=False,
+        ),
     ] = 0,
     optimizer: Annotated[
         Optimizer | None,
@@ -44,7 +51,8 @@ def nan_check(
         ),
     ] = None,
     lr: Annotated[
-        float | None, typer.Option("--lr", min=0.0, help="For --steps: the learning rate (default 0.001).")
+        float | None,
+        typer.Option("--lr", min=0.0, metavar="RATE", help="For --steps: the learning rate (default 0.001)."),
     ] = None,
     confirm: Annotated[
         bool,

@@ -164,7 +164,7 @@ def _scores(report: Report, rows: Sequence[Row]) -> list[str] | None:
     if not known:
         return _lost(len(dots))
     worst, head, row = max(known, key=lambda one: one[0])
-    facts = [f"largest |q·k| {number(worst)} ({full_label([row], rows)} head {head})"]
+    facts = [f"largest |q·k| {number(worst)} in {full_label([row], rows)} head {head}"]
     headroom = row.heads[head].get("headroom_bits_float16")
     if isinstance(headroom, (int, float)):
         facts.append(f"{headroom:+.1f} bits of float16 left" if math.isfinite(headroom) else "beyond float16")
