@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -73,12 +73,22 @@ def _draw(arguments: Sequence[str], screen: object) -> None:
             return True
 
     with (
-        contextlib.chdir(ROOT),
+        _working_in(ROOT),
         mock.patch.object(sys, "argv", ["attncli", *arguments]),
         mock.patch.object(sys, "stdout", Terminal()),
         mock.patch("rich.console.Console", return_value=screen),
     ):
         run()
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def _output(commands: str) -> str:

@@ -517,3 +517,26 @@ def test_tensors_given_as_tokens_by_heads_to_a_fused_kernel_are_seen() -> None:
     report = attncli.measure(Projected(F.scaled_dot_product_attention), torch.randn(3, 5, 8))
     assert only(report).softmax_axis == "heads"
     assert [finding.code for finding in report.findings] == ["ATT401"]
+
+
+def zeroed_before_as_well(scores: Tensor, mask: Tensor) -> Tensor:
+    """As AllenNLP's masked_softmax has it."""
+    probs = (scores * mask).softmax(-1) * mask
+    return probs / (probs.sum(-1, keepdim=True) + 1e-13)
+
+
+def masked_afterwards(scores: Tensor, mask: Tensor) -> Tensor:
+    probs = scores.softmax(-1) * mask
+    return probs / probs.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("weights", [zeroed_before_as_well, masked_afterwards])
+def test_weights_that_are_masked_and_normalised_again_are_those_of_a_mask_on_the_scores(
+    weights: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    q, k, v = tensors()
+    mask = torch.ones(T, S).tril(S - T)
+    report = attncli.measure(lambda q, k, v: weights(scores_of(q, k) * SCALE, mask) @ v, 3 * q, k, v)
+    call = only(report)
+    assert (call.mask_kind, call.causal_offset, report.findings) == ("causal", 0, ())
+    assert_measured(report, (scores_of(3 * q, k) * SCALE).masked_fill(mask == 0, -math.inf))

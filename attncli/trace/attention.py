@@ -53,6 +53,7 @@ from attncli.trace.products import (
     contracts_scores,
     first_key,
     four_axes,
+    has_own_axis,
     is_heads,
     largest_dots,
     main_product,
@@ -207,6 +208,8 @@ class Attention:
         for weights, values in ((factors.first, factors.second), (factors.second, factors.first)):
             pending = next((t for t in reversed(weights.node.carries) if isinstance(t, Pending)), None)
             if pending is not None:
+                if not has_own_axis(values.shape, weights.shape):
+                    return  # the sum of a row of masked weights, not of values
                 at = factors.axis - len(node.operands[0].shape)
                 if weights.tensor is None or -at > len(weights.shape):
                     return

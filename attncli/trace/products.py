@@ -88,6 +88,11 @@ def summed_factors(node: Node) -> Factors | None:
     return Factors(first, second, dims[0] % rank)
 
 
+def has_own_axis(values: tuple[int, ...], weights: tuple[int, ...]) -> bool:
+    """Whether `values` has an axis along which `weights` is broadcast: a feature, which a mask has none of."""
+    return any(value != 1 == weight for value, weight in _pairs(values, weights))
+
+
 def product_of_factors(node: Node, factors: Factors) -> Product | None:
     """The product as one of matrices (N, T, D) and (N, D, S), where the sum really makes one."""
     first, second, axis = factors
