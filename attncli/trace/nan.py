@@ -96,7 +96,7 @@ def find(
             "largest": largest,
             "dtype": str(node.dtype).removeprefix("torch."),
         }
-        for node, largest in book.beyond
+        for node, largest in book.reach.beyond
     )
     return Found(
         origins,
@@ -248,7 +248,7 @@ def _thinned(path: Sequence[Node]) -> list[Node]:
 
 def _headroom(book: Nonfinite) -> dict[str, tuple[float, str, str]]:
     found = {}
-    for dtype, (largest, node) in book.largest.items():
+    for dtype, (largest, node) in book.reach.largest.items():
         name = str(dtype).removeprefix("torch.")
         if name in LARGEST and largest > 0:
             found[name] = (math.log2(LARGEST[name] / largest), node.op.name, node.module)

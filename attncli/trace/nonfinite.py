@@ -24,6 +24,7 @@ from attncli.trace.elements import at_once, explaining, fine_elements, finite, k
 from attncli.trace.facts import Given, facts_of
 from attncli.trace.ops import Op
 from attncli.trace.origins import user_place
+from attncli.trace.reach import Reach
 from attncli.trace.rewind import Rewind
 from attncli.trace.roles import (
     CHOOSES,
@@ -49,16 +50,13 @@ from attncli.trace.trails import Bad, Forward, Operand, Origin, Role, Trail
 class Nonfinite:
     """The listener. `leaf_names`: (phase, name) of a parameter, buffer or input by the serial of its node.
 
-    `largest`: by dtype the largest finite magnitude that any operator made, and the node that did.
+    `reach`: the largest finite magnitudes that operators made.
     """
 
     rewind: Rewind = field(default_factory=Rewind)
     origins: list[Origin] = field(default_factory=list)
     states: dict[int, Bad] = field(default_factory=dict)
-    largest: dict[torch.dtype, tuple[float, Node]] = field(default_factory=dict)
-    # Operators whose largest magnitude is beyond `limit`.
-    limit: float = float("inf")
-    beyond: list[tuple[Node, float]] = field(default_factory=list)
+    reach: Reach = field(default_factory=Reach)
     unread: int = 0
     phases: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0, "optimizer": 0})
     optimizer_steps: int = 0
@@ -134,11 +132,7 @@ class Nonfinite:
                 continue
             low, high = self._look(output)
             if is_finite(low) and is_finite(high):
-                largest = max(-low, high)
-                if largest > self.largest.get(node.dtype, _NOTHING)[0]:
-                    self.largest[node.dtype] = (largest, node)
-                if largest > self.limit and len(self.beyond) < _MOST_EXAMINED:
-                    self.beyond.append((node, largest))
+                self.reach.made(node, run, low, high)
                 if not bad:
                     continue
             if tensors is None:
@@ -346,6 +340,8 @@ class Nonfinite:
         if name is not None:
             self._absmax.setdefault(name, max(abs(low), abs(high)))
         if is_finite(low) and is_finite(high):
+            if name is None or name in self.named:
+                self.reach.given(node, low, high)
             return
         inputs = tape.names_of(node.sources)
         phase = self.named.get(name, "parameter") if name else "input"
@@ -530,7 +526,6 @@ def _intended_signs(bad: Bad) -> tuple[str, ...]:
 
 # --- tables -------------------------------------------------------------------------------------------
 
-_NOTHING = (0.0, None)
 _MOST_KEPT = 16
 _MOST_EXAMINED = 256
 _LONGEST_WAY = 4096

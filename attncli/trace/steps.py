@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from attncli.trace import watched
 from attncli.trace.naming import clean, named_inputs, tensors_in
 from attncli.trace.nonfinite import Nonfinite, visible
+from attncli.trace.reach import Reach
 from attncli.trace.rewind import Rewind
 from attncli.trace.tape import LEAF, Listener, Node, Tape
 from attncli.trace.together import Together
@@ -43,7 +44,7 @@ def run_step(
     inputs: Sequence[tuple[str, Tensor]] = (),
 ) -> Run:
     """One run of `step(model)`. `beside`: another listener of the same run. `inputs`: tensors that are given to it."""
-    book = Nonfinite(rewind=rewind, on_operator=on_operator, limit=limit)
+    book = Nonfinite(rewind=rewind, on_operator=on_operator, reach=Reach(limit))
     listener = book if beside is None else Together(book, beside)
     tape = Tape(listener)
     run = Run(tape, book)
