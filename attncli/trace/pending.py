@@ -154,7 +154,10 @@ def after_softmax(weights: Node, pending: Pending) -> After:
                 elif other.shape[-1:] != (1,):
                     masked = True
         elif node.op.kind == "fill":
-            masked = True
+            if any(pending not in ref.node.carries and is_random(ref.node) for ref in node.operands):
+                dropout = dropout or 0.5
+            else:
+                masked = True
         elif node.op.kind in ("softmax", "log softmax", "sum", "other", "sigmoid", "relu"):
             changed = True
         elif node.op.product or node.op.kind == "convolution":
