@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Command, Result
 
 Wheel = Callable[[str, str], Path]
 
@@ -90,3 +91,22 @@ def _check_against_record(archive: zipfile.ZipFile) -> None:
         digest = hashlib.sha256(archive.read(name)).digest()
         if kind != "sha256" or base64.urlsafe_b64encode(digest).decode().rstrip("=") != expected:
             raise _FetchError(f"{name} is not the file that the wheel's RECORD names")
+
+
+@pytest.fixture
+def attncli_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    """`attncli …` in this process, in an empty working folder, its streams as text."""
+    from attncli.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def command(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["attncli", *map(str, arguments)])
+        capsys.readouterr()
+        code = run()
+        return Result(code, *capsys.readouterr())
+
+    return command

@@ -11,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import Command, Result
 from tiny_checkpoints import floats, llama_folder, llama_shapes, write_safetensors
 
 import attncli
-from attncli.cli import app, run
+from attncli.cli import app
 from attncli.cli.progress import progress_bar
 from attncli.cli.writing import write
 from attncli.rules import RULES
@@ -25,32 +25,6 @@ from attncli.rules import RULES
 ROOT = Path(attncli.__file__).parents[1]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOUR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-9]|9[0-7])(?:;[0-9;]*)?m")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def attncli_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """`attncli …` in this process, in an empty working folder, its streams as text."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def command(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["attncli", *map(str, arguments)])
-        capsys.readouterr()
-        code = run()
-        return Result(code, *capsys.readouterr())
-
-    return command
 
 
 def process(*arguments: str | Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:

@@ -5,47 +5,26 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command_line import Command
 from safetensors.torch import save_file
 from test_check import CODE
 from test_cli_measure import DEFAULTS, GIVEN
 
-from attncli.cli import app, run
+from attncli.cli import app
 from attncli.records import Report
 
 CONTROL = re.compile(r"\x1b")
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
-def attncli_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """`attncli check …` in this process, in a folder that holds the user's code, its streams as text."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
+def attncli_run(attncli_run: Command, tmp_path: Path) -> Command:
+    """`attncli check …` in a folder that holds the user's code."""
     (tmp_path / "code.py").write_text(CODE, encoding="utf-8")
-
-    def command(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["attncli", "check", *map(str, arguments)])
-        capsys.readouterr()
-        code = run()
-        return Result(code, *capsys.readouterr())
-
-    return command
+    return lambda *arguments: attncli_run("check", *arguments)
 
 
 RUN = ("--input", "code.py:batch", "--device", "cpu")

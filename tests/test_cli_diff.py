@@ -8,44 +8,16 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import Command
 from compared import checkpoint, finding, measured
 from tiny_checkpoints import llama_folder
 
 import attncli
-from attncli.cli import run
 
 ROOT = Path(attncli.__file__).parents[1]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def attncli_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """`attncli …` in this process, in an empty working folder, its streams as text."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def command(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["attncli", *map(str, arguments)])
-        capsys.readouterr()
-        code = run()
-        return Result(code, *capsys.readouterr())
-
-    return command
 
 
 @pytest.fixture

@@ -12,16 +12,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
+from command_line import Command
 from rich.cells import cell_len
 from rich.console import Console
 
 import attncli
 from attncli.api.explained import explained, reported_by, rule_page
-from attncli.cli import app, run
+from attncli.cli import app
 from attncli.records.pages import Column, Facts, Formula, Page, Prose, Table
 from attncli.render import pages
 from attncli.rules import RULES, Rule
@@ -31,32 +32,6 @@ ROOT = Path(attncli.__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden_topics"
 FIELDS = [name for name in Rule._fields if name != "check"]
 every_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def attncli_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """`attncli …` in this process, in an empty working folder, its streams as text."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def command(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["attncli", *arguments])
-        capsys.readouterr()
-        code = run()
-        return Result(code, *capsys.readouterr())
-
-    return command
 
 
 def process(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from command_line import Command, Result
 from measured_reports import call, layer, report
 from torch import Tensor, nn
 
 from attncli import api
 from attncli.api.maps import MOST_HEADS, Wanted, maps_to_draw, wanted_maps, with_maps
-from attncli.cli import run
 from attncli.errors import UsageError
 from attncli.records import AttentionMap, LayerTensor, Report
 from attncli.trace import Maps
@@ -29,29 +27,10 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "heads", "look", "at", "keys"]
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
-def attncli_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """`attncli entropy …` in this process, in an empty working folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["attncli", "entropy", *map(str, arguments)])
-        capsys.readouterr()
-        code = run()
-        return Result(code, *capsys.readouterr())
-
-    return command
+def attncli_run(attncli_run: Command) -> Command:
+    """`attncli entropy …`."""
+    return lambda *arguments: attncli_run("entropy", *arguments)
 
 
 def folder(path: Path, name: str = "Bert", **settings: Any) -> Path:

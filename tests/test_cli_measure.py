@@ -9,29 +9,20 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from command_line import Command
 from measured_reports import call, encoder, finding, numbers, report
 
 import attncli
-from attncli.cli import app, run
+from attncli.cli import app
 from attncli.errors import UsageError
 from attncli.records import Report
 
 ROOT = Path(attncli.__file__).parents[1]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
 
 
 class Pipeline:
@@ -58,20 +49,9 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
 
 
 @pytest.fixture
-def attncli_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pipeline: Pipeline
-) -> Command:
-    """`attncli …` in this process, in an empty working folder, its streams as text."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def command(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["attncli", *map(str, arguments)])
-        capsys.readouterr()
-        code = run()
-        return Result(code, *capsys.readouterr())
-
-    return command
+def attncli_run(attncli_run: Command, pipeline: Pipeline) -> Command:
+    """Every run goes to the pipeline made by hand."""
+    return attncli_run
 
 
 COMMANDS = ("entropy", "overflow")

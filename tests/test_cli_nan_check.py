@@ -7,28 +7,21 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from command_line import Command, Result
 
 import attncli
-from attncli.cli import app, run
+from attncli.cli import app
 
 ROOT = Path(attncli.__file__).parents[1]
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PHASES = {"parameter", "buffer", "input", "forward", "backward", "optimizer"}
 
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
 
 CODE = '''
 import math
@@ -145,23 +138,12 @@ def bad_batch():
 
 
 @pytest.fixture
-def attncli_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
-    """`attncli nan-check …` in this process, in a folder that holds the user's code, its streams as text."""
-    monkeypatch.chdir(tmp_path)
+def attncli_run(attncli_run: Command, tmp_path: Path) -> Iterator[Command]:
+    """`attncli nan-check …` in a folder that holds the user's code."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors this small only wait for a second thread
-    monkeypatch.delenv("COLUMNS", raising=False)
     (tmp_path / "code.py").write_text(CODE, encoding="utf-8")
-
-    def command(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["attncli", "nan-check", *map(str, arguments)])
-        capsys.readouterr()
-        code = run()
-        return Result(code, *capsys.readouterr())
-
-    yield command
+    yield lambda *arguments: attncli_run("nan-check", *arguments)
     torch.set_num_threads(threads)
 
 
