@@ -20,6 +20,7 @@ from test_check import CODE
 from torch import nn
 
 import attncli
+import attncli.api
 from attncli.pytest_plugin import CheckAttention, checker
 
 pytest_plugins = ["pytester"]
@@ -80,6 +81,15 @@ def test_a_finding_fails_with_its_code_the_line_and_the_table(failure: Failure, 
     assert any(row.startswith("NaN        1 error") for row in table)
     assert max(map(len, table)) <= 80
     assert "\x1b" not in "".join(table)
+
+
+def test_a_hostile_name_is_harmless_in_the_message(failure: Failure, x_BTE: torch.Tensor) -> None:
+    hostile = type("Red\x1b[31m\nATT", (nn.Sequential,), {})()
+    hostile.add_module("layer\udc80\x1b[2J", Attention(hide=True))
+    message = failure(hostile, x_BTE)
+    assert message.startswith("ATT701 in Red\\x1b[31m\\x0aATT (")
+    assert "layer\\xdc80\\x1b[2J" in message
+    assert all(line.isprintable() for line in message.splitlines())
 
 
 def test_attention_that_was_not_observed_fails(failure: Failure, x_BTE: torch.Tensor) -> None:
@@ -251,9 +261,30 @@ def test_an_option_that_is_nearly_right_gets_a_suggestion(failure: Failure) -> N
     assert "\n  try: Did you mean 'input'? Known: text, input, " in failure("code.py:healthy", inputs="x")
 
 
-def test_a_text_is_one_text(failure: Failure, code: Path) -> None:
-    message = failure(f"{code}:healthy", text="two words")
-    assert "tokenizer" in message
+def test_options_arrive_as_the_command_line_gives_them(
+    check_attention: CheckAttention, x_BTE: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, given = check_attention(Attention(), x_BTE), {}
+
+    def check_model(spec: str, **settings: Any) -> attncli.Report:
+        given.update(settings, spec=spec)
+        return report
+
+    monkeypatch.setattr(attncli.api, "check_model", check_model)
+    options = {"input": Path("a.pt"), "weights": Path("w.pt"), "device": torch.device("cpu"), "seed": 3}
+    check_attention(Path("m"), text="two words", layer=3, dtype=torch.float16, autocast=None, **options)
+    assert given == {
+        "spec": "m",
+        "expect": (),
+        "layers": ("3",),
+        "text": ("two words",),
+        "input": "a.pt",
+        "weights": "w.pt",
+        "device": "cpu",
+        "dtype": "float16",
+        "autocast": None,
+        "seed": 3,
+    }
 
 
 def test_a_model_that_is_not_there_fails_in_a_sentence(failure: Failure, tmp_path: Path) -> None:
