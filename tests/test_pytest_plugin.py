@@ -112,6 +112,8 @@ def test_fail_on_is_the_severity_from_which_a_finding_fails(
     else:
         report = check_attention(model, x_BTE, fail_on=fail_on)
         assert [finding.code for finding in report.findings] == ["ATT202"]
+    if fail_on == "error":  # the first line names what fails, and nothing else
+        assert failure(model, x_BTE, expect="heads=5").startswith("ATT801 in Attention (")
 
 
 def test_select_and_ignore_take_one_or_several(
