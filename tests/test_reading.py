@@ -22,8 +22,8 @@ from attncli.records import (
     Measurement,
     Origin,
     Report,
-    report_from,
 )
+from attncli.records.reading import report_from
 
 LAYER = Layer(
     id="h.0.attn",

@@ -163,6 +163,7 @@ def test_modules_are_imported_by_name_in_known_places_only():
                 dynamic.add((module_name(file), ast.unparse(node.args[0]).replace('"', "'")))
     assert dynamic <= {
         ("attncli", "home"),
+        ("attncli.api", "f'attncli.api.{home}'"),
         ("attncli.checkpoint.formats", "f'attncli.checkpoint.{room}'"),
         ("attncli.render", "f'attncli.render.{self.module}'"),
         ("attncli.cli.settings", "'tomllib' if sys.version_info >= (3, 11) else 'tomli'"),
@@ -242,7 +243,8 @@ def test_help_and_version_import_no_reader_and_no_tensor_library(arguments, tmp_
     loaded = loaded_modules(command(*arguments), tmp_path)
     assert "attncli.cli" in loaded
     assert TENSOR_LIBRARIES.isdisjoint(loaded)
-    assert not {m for m in loaded if m.startswith(("attncli.checkpoint", "attncli.layout", "attncli.rules"))}
+    early = ("attncli.checkpoint", "attncli.layout", "attncli.rules", "attncli.records", "attncli.topics")
+    assert not {m for m in loaded if m.startswith(early)}
 
 
 @pytest.mark.parametrize("output_format", ["table", "json"])
@@ -250,6 +252,8 @@ def test_inspecting_headers_imports_no_tensor_library(output_format, tmp_path):
     llama_folder(tmp_path / "model")
     loaded = loaded_modules(command("inspect", "model", "--format", output_format), tmp_path)
     assert "attncli.rules" in loaded
+    others = ("attncli.api.checking", "attncli.api.forward", "attncli.api.differences", "attncli.topics")
+    assert set(others).isdisjoint(loaded)
     assert TENSOR_LIBRARIES.isdisjoint(loaded)
 
 

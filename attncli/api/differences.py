@@ -15,7 +15,8 @@ from attncli.api.recurring import recurring, unheard
 from attncli.api.report import Progress, Report, environment, fits, without_match
 from attncli.errors import UsageError
 from attncli.layout.names import layer_index, template
-from attncli.records import SEVERITIES, Layer, report_from, structure
+from attncli.records import SEVERITIES, Layer, structure
+from attncli.records.reading import report_from
 from attncli.rules import Compared, judge_changes
 
 

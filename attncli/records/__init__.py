@@ -16,7 +16,6 @@ from attncli.records.layers import (
     ScoreTerm,
     structure,
 )
-from attncli.records.reading import report_from
 from attncli.records.report import SCHEMA, Report, strict_json
 from attncli.records.runs import AttentionMap, Call, Measurement, Origin
 from attncli.records.stored import Anomaly, Array, Checkpoint, Config, Tensor
@@ -24,5 +23,5 @@ from attncli.records.stored import Anomaly, Array, Checkpoint, Config, Tensor
 __all__ = [
     "SCHEMA", "SEVERITIES", "Anomaly", "Array", "AttentionMap", "Call", "Change", "Checkpoint", "Config",
     "Evidence", "Expectation", "Finding", "HeadRows", "Layer", "LayerTensor", "Measurement", "Norm", "Origin", "Report",
-    "ScoreSide", "ScoreTerm", "Severity", "Tensor", "report_from", "strict_json", "structure",
+    "ScoreSide", "ScoreTerm", "Severity", "Tensor", "strict_json", "structure",
 ]  # fmt: skip

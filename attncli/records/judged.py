@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +32,8 @@ class Finding:
         run, on every machine and in any order; which head is the worst and by how much may change, and so may line
         numbers.
         """
+        import hashlib  # OpenSSL takes its time to load, and most reports have no findings
+
         subject = re.sub(r"(?<![A-Za-z0-9._])\d+", "#", self.message.partition(": ")[0])
         parts = [self.code, self.layer or "", subject]
         if "key" in self.evidence:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,6 +116,8 @@ def structure(layers: Sequence[Layer]) -> str:
     Neither values nor dtypes nor file formats count, so a quantised or fine-tuned copy has the structure of its
     original.
     """
+    import hashlib  # OpenSSL takes its time to load, and tables show no fingerprint
+
     rows = [
         [
             layer.path,

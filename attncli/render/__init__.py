@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attncli.records import Report
+if TYPE_CHECKING:
+    from attncli.records import Report  # --help names the formats and needs no records
 
 
 class Format(NamedTuple):
