@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from nan_faults import FAULTS, HEALTHY, Built, Fault
+from nan_faults import FAULTS, HEALTHY, Apply, Built, Fault
 from test_broken_examples import BROKEN, example
 from test_broken_examples import HEALTHY as DONE_RIGHT
 from test_broken_examples import examples as examples  # a fixture that puts their folder on the path
@@ -157,3 +157,17 @@ def test_a_check_of_an_example_finds_what_its_measurement_finds(file: str, facto
         assert BROKEN[file, factory] in names
     else:
         assert names == set()
+
+
+def test_scores_of_nan_do_not_show_their_mask() -> None:
+    def attend(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        future = torch.full((6, 6), -torch.inf).triu(1)
+        return ((x @ self.w) @ x.mT + future).softmax(-1) @ x
+
+    given = Given(Apply(attend, w=nn.Parameter(torch.eye(8))), (torch.randn(2, 6, 8),), {})
+    assert [call.mask_kind for call in report(attncli.check, given).calls] == ["causal"]
+    with torch.no_grad():
+        given.model.w[0, 0] = torch.nan
+    checked = report(attncli.check, given)
+    assert [call.mask_kind for call in checked.calls] == [None]
+    assert "mask not recovered" in str(checked)

@@ -189,3 +189,20 @@ def test_no_line_is_longer_than_the_terminal_is_wide(columns: int, attncli_run: 
     words = " ".join(" ".join(lines).split())
     assert "attention" in words
     assert "ATT801" in words
+
+
+def test_long_facts_go_on_below_themselves_and_short_ones_are_not_broken(attncli_run: Command) -> None:
+    from rich.console import Console
+
+    from attncli import api
+    from attncli.render import table
+
+    report = api.check_model("code.py:healthy", input="code.py:batch", device="cpu")
+    console = Console(width=80, record=True, file=io.StringIO())
+    table.draw(report, console)
+    lines = console.export_text().splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith("scores "))
+    column = lines[start].index("largest")
+    below = lines[start + 1]
+    assert below[:column].strip() == ""
+    assert re.fullmatch(r"\+\d+\.\d bits of float16 left · largest score [\d.]+", below.strip())

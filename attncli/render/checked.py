@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from attncli.records import Report
 from attncli.render import calls
 from attncli.render.calls import Row, call_rows, full_label
 from attncli.render.findings import STYLES
-from attncli.render.fitting import packed
+from attncli.render.fitting import broken
 from attncli.render.folds import folds
 from attncli.render.heads import nats, share
 from attncli.render.origins import headroom_words
@@ -39,16 +38,18 @@ def summary(report: Report, console: Console) -> RenderableType:
         for subject in SUBJECTS
         for facts in [subject.seen(report, rows)]
     ]
-    if console.width < _NARROW:
-        lines = [_lines(title, state, style, facts, console) for title, state, style, facts in told]
-        return Group(*(line for some in lines for line in some), Text())
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    narrow = console.width < _NARROW
+    titles = max(len(title) for title, *_ in told)
+    states = max(len(state) for _, state, *_ in told)
+    indent = 2 if narrow else titles + states + 4
+    lines: list[Text] = []
     for title, state, style, facts in told:
-        table.add_row(title, Text(state, style=style), Text(" · ".join(facts or ())))
-    return Group(table, Text())
+        head = Text.assemble((title.ljust(0 if narrow else titles), "bold"), "  ", (state, style))
+        found = broken(facts or [], console.width - indent)
+        if found and not narrow:
+            head.append(" " * (indent - head.cell_len) + found.pop(0))
+        lines += [head, *(Text(" " * indent + line) for line in found)]
+    return Group(*lines, Text())
 
 
 def check_verdict(report: Report, tally: str) -> Text:
@@ -88,11 +89,6 @@ def _state(report: Report, subject: Subject, facts: list[str] | None) -> tuple[s
     if facts and facts[-1].startswith(_LOST):
         return "no number", "yellow"
     return "ok", "green"
-
-
-def _lines(title: str, state: str, style: str, facts: list[str] | None, console: Console) -> list[Text]:
-    lines = [Text.assemble((title, "bold"), "  ", (state, style))]
-    return [*lines, *(Text(f"  {line}") for line in packed(facts or [], console.width - 2))]
 
 
 # --- what was seen ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Sequence
 
 from rich import box
@@ -52,4 +53,15 @@ def packed(facts: Sequence[str], width: int) -> list[str]:
             lines[-1] = joined
         else:
             lines.append(fact)
+    return lines
+
+
+def broken(facts: Sequence[str], width: int) -> list[str]:
+    """The same, but a fact that fits no line goes on in the next, between words where it can."""
+    lines: list[str] = []
+    for line in packed(facts, width):
+        if len(line) <= width:
+            lines.append(line)
+        else:
+            lines += textwrap.wrap(line, max(width, 8), subsequent_indent="  ", break_on_hyphens=False)
     return lines

@@ -6,6 +6,7 @@ them, the path from q·k, and, once the weights are used, what was done to them 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -176,6 +177,8 @@ def mask_facts(pending: Pending, masks: check.Masks, axis: str) -> dict[str, Any
         return {"mask_kind": "none"}
     if pending.normaliser == "other" or not pending.mask_known:
         return {"mask_kind": None}  # a probability of 0 may be a mask or the normaliser's own
+    if any(map(math.isnan, pending.dots or ())):
+        return {"mask_kind": None}  # NaN does not show whether it was hidden
     numbers, kind = pending.numbers, pending.numbers.mask_kind
     if masks.has_bias(pending.path):
         kind = with_bias(kind, masks.added_shape(pending.path, kind))
