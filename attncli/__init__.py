@@ -1,6 +1,8 @@
 """The linter and debugger for attention: layouts, weights, and what is wrong with them.
 
 `import attncli` is cheap: no torch, nothing but this file until a name is used.
+
+PYTEST_DONT_REWRITE: there are no assertions for pytest to rewrite, and importing this before pytest is no fault.
 """
 
 from typing import TYPE_CHECKING, Any

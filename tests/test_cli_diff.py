@@ -18,6 +18,7 @@ from tiny_checkpoints import llama_folder
 import attncli
 
 ROOT = Path(attncli.__file__).parents[1]
+SAME = "No difference in what the headers say (--values compares the weights)"
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_equal_checkpoints_have_no_difference(attncli_run: Command, models: Path
         lines = result.out.splitlines()
         assert [line.split("  ")[:2] for line in lines[:2]] == [["A", "a"], ["B", "same"]]
         assert lines[2].startswith("the same structure ")
-        assert lines[3:] == ["No difference."]
+        assert lines[3:] == [f"{SAME}."]
 
 
 def test_what_changed_in_the_structure_is_listed(attncli_run: Command, models: Path) -> None:
@@ -116,7 +117,7 @@ def test_a_checkpoint_and_a_report_are_compared_in_what_both_have(attncli_run: C
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith("A  a.json  of a · safetensors · ")
     assert "note: only the second has numbers of: values of tensors (--values)\n" in result.out
-    assert attncli_run("diff", "a.json", "a").out.endswith("No difference.\n")
+    assert attncli_run("diff", "a.json", "a").out.endswith(f"{SAME}.\n")
 
 
 def test_json_on_stdout_is_the_report_and_nothing_else(attncli_run: Command, models: Path) -> None:
@@ -163,7 +164,7 @@ def test_bounds_of_two_checkpoints_are_compared(attncli_run: Command, models: Pa
     result = attncli_run("diff", "a", "same", "--bounds", "--values")
     assert (result.code, result.err) == (0, "")
     assert "ATT202 all-zero-head" in result.out
-    assert result.out.endswith("No difference; 8 findings in both.\n")
+    assert result.out.endswith(f"{SAME}; 8 findings in both.\n")
 
 
 # --- pipes --------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def test_a_report_may_come_through_a_pipe(attncli_run: Command, models: Path) ->
     writer.start()
     result = attncli_run("diff", "pipe", "same")
     writer.join()
-    assert (result.code, result.out.splitlines()[-1]) == (0, "No difference.")
+    assert (result.code, result.out.splitlines()[-1]) == (0, f"{SAME}.")
 
 
 def test_headers_are_compared_without_torch(models: Path) -> None:

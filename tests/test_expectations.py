@@ -143,6 +143,22 @@ def test_a_mask_is_any_part_of_what_was_seen_in_all_calls() -> None:
     assert finding.message == "layers.0.attn: mask: expected padding, found causal."
 
 
+def test_no_window_can_be_expected_where_something_ran() -> None:
+    assert unmet("window=none", layers=(LAYER,)) == []
+    (finding,) = unmet("window=none", layers=(LAYER,), calls=(dataclasses.replace(CALL, window=64),))
+    assert finding.message == "layers.0.attn: window: expected none, found 64."
+    assert len(unmet("window=none", layers=(LAYER,), calls=())) == 1
+
+
+def test_a_number_in_front_means_the_layers_of_that_number() -> None:
+    first, second = (
+        dataclasses.replace(LAYER, id=f"h.{i}", path=f"h.{i}", index=i, heads=8 * (i + 1)) for i in (0, 1)
+    )
+    assert unmet("0:heads=8", layers=(first, second)) == []
+    assert unmet("1:heads=16", layers=(first, second)) == []
+    assert len(unmet("1:heads=8", layers=(first, second))) == 1
+
+
 def test_a_scale_is_compared_to_three_digits() -> None:
     scaled = dataclasses.replace(LAYER, scale=96**-0.5)
     assert unmet("scale=0.10206", layers=(scaled,)) == []

@@ -194,6 +194,8 @@ def _without_run(
     progress: Progress | None,
 ) -> Report:
     """Of weights that nothing says how to run: layouts, values and bounds."""
-    report = inspect(spec, values=True, bounds=True, layers=layers, expected=expected, progress=progress)
+    report = inspect(
+        spec, values=True, bounds=True, layers=layers, expected=expected, asks_heads=False, progress=progress
+    )
     note = f"not observed: entropy, scores and NaN of a forward pass, since {error.problem.rstrip('.')}. {error.remedy}"
     return replace(report, command="check", notes=(*report.notes, note))

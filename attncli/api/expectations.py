@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from attncli.errors import UsageError
 from attncli.layout import LAYOUTS
 from attncli.records import Expectation
-from attncli.rules import EXPECTABLE
+from attncli.rules import EXPECTABLE, NONE
 
 
 def expectations(texts: Iterable[str]) -> tuple[Expectation, ...]:
@@ -41,6 +41,8 @@ def _read(text: str) -> Iterator[Expectation]:
 
 def _value(key: str, value: str) -> int | float | str:
     kind = EXPECTABLE[key].type
+    if key == "window" and value.lower() == NONE:
+        return NONE
     try:
         return kind(value)  # type: ignore[no-any-return]
     except ValueError as error:

@@ -243,6 +243,7 @@ _REPORTED_BY: dict[str, tuple[str, ...]] = {
     "ATT5": ("overflow", "entropy", "check"),
     "ATT6": ("entropy", "overflow", "check"),
     "ATT7": ("nan-check", "check"),
+    "ATT703": ("nan-check --steps",),
     "ATT8": ("check",),
     "ATT9": ("diff",),
 }

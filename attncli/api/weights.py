@@ -26,6 +26,7 @@ def inspect(
     head_dim: int | None = None,
     layers: Sequence[str] = (),
     expected: Sequence[Expectation] = (),
+    asks_heads: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """The attention layout of every layer of a checkpoint, from its headers.
@@ -33,7 +34,8 @@ def inspect(
     `values`: also count NaN, Inf and zeros of every tensor, with largest magnitude and RMS. `bounds`: also
     bound |q·k| per head from the weights. Both read tensor data and import torch; nothing else does.
     `heads`, `kv_heads`, `head_dim` serve where neither config nor shapes tell. `layers`: glob patterns; only
-    layers whose path matches one are kept. `expected`: what the layers are to be.
+    layers whose path matches one are kept. `expected`: what the layers are to be; `asks_heads`: whether a
+    note may ask for `heads`.
     Errors: `attncli.errors.AttncliError`.
     """
     checkpoint = open_checkpoint(path)
@@ -55,7 +57,7 @@ def inspect(
         findings=judge(observed),
         notes=(
             *without_match("layer", layers, lambda pattern: any(fits(layer, pattern) for layer in found)),
-            *_notes(checkpoint, chosen),
+            *_notes(checkpoint, chosen, asks_heads),
             *read.notes,
         ),
     )
@@ -184,7 +186,7 @@ def _source(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _notes(checkpoint: Checkpoint, layers: Sequence[Layer]) -> list[str]:
+def _notes(checkpoint: Checkpoint, layers: Sequence[Layer], asks_heads: bool) -> list[str]:
     notes = [f"{count} {what} tensors left out" for what, count in checkpoint.excluded.items() if count]
     shard = _SHARD.search(Path(checkpoint.path).name) if checkpoint.kind == "file" else None
     if shard:
@@ -198,12 +200,12 @@ def _notes(checkpoint: Checkpoint, layers: Sequence[Layer]) -> list[str]:
             if checkpoint.configs
             else "no config and no shape tells them"
         )
-        remedy = (
-            "give --heads"
-            if checkpoint.configs
-            else "give --heads, or put the config.json beside the weights"
-        )
-        notes.append(f"heads of {unknown} layer{'s' if unknown != 1 else ''} are unknown: {tells}; {remedy}")
+        remedies = [
+            *(["give --heads"] if asks_heads else []),
+            *([] if checkpoint.configs else ["put the config.json beside the weights"]),
+        ]
+        remedy = f"; {', or '.join(remedies)}" if remedies else ""
+        notes.append(f"heads of {unknown} layer{'s' if unknown != 1 else ''} are unknown: {tells}{remedy}")
     return notes
 
 

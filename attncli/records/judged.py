@@ -44,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What the user says that attention layers are. `pattern`: a glob on their paths, "" for all of them."""
+    """What the user says that attention layers are. `pattern`: a glob on their paths, or a number; "" for all."""
 
     pattern: str
     key: str

@@ -217,7 +217,9 @@ def _verdict(report: Report) -> Text:
     if not report.changes:
         known = len(report.known)
         both = f"; {known} finding{'s' if known != 1 else ''} in both" if known else ""
-        return Text(f"No difference{both}.", style="bold green")
+        # Headers alone say nothing of the weights.
+        where = "" if report.measurements else " in what the headers say (--values compares the weights)"
+        return Text(f"No difference{where}{both}.", style="bold green")
     return Text(f"Different, and nothing in B is worse: {_counted(report.changes)}.", style="bold green")
 
 

@@ -9,7 +9,7 @@ from attncli.rules.bounds import BOUND_RULES, overflow_measurements
 from attncli.rules.calls import CALL_RULES
 from attncli.rules.differences import DIFFERENCE_RULES, Compared, judge_changes
 from attncli.rules.entropy import ENTROPY_RULES
-from attncli.rules.expectations import EXPECTABLE, EXPECTATION_RULES
+from attncli.rules.expectations import EXPECTABLE, EXPECTATION_RULES, NONE
 from attncli.rules.files import FILE_RULES
 from attncli.rules.layouts import LAYOUT_RULES
 from attncli.rules.masks import MASK_RULES
@@ -21,6 +21,7 @@ from attncli.rules.values import VALUE_RULES
 
 __all__ = [
     "EXPECTABLE",
+    "NONE",
     "RULES",
     "Compared",
     "Observed",

@@ -29,9 +29,7 @@ def _unmet(rule: Rule, observed: Observed) -> Iterator[Finding]:
             if found != expected.value:
                 yield _finding(rule, expected, None, _where(expected), found)
         elif not chosen:
-            yield _finding(
-                rule, expected, None, _where(expected), None, "no such attention layer"
-            )
+            yield _finding(rule, expected, None, _where(expected), None, "no such attention layer")
         elif key.of_layer is not None:
             for layer in chosen:
                 said = key.of_layer(layer, observed)
@@ -55,6 +53,8 @@ def _where(expected: Expectation) -> str:
 
 
 def _chosen(layer: Layer, pattern: str) -> bool:
+    if pattern.isdecimal():
+        return layer.index == int(pattern)
     return not pattern or layer.path == pattern or fnmatch.fnmatchcase(layer.path, pattern)
 
 
@@ -89,10 +89,14 @@ def _masks(layer: Layer, observed: Observed) -> frozenset[str] | None:
 
 
 def _window(layer: Layer, observed: Observed) -> Any:
+    """In tokens; "none" where a run showed none."""
     windows = {call.window for call in observed.calls if call.layer == layer.id}
-    return windows.pop() if len(windows) == 1 else layer.facts.get("window")
+    seen = windows.pop() if len(windows) == 1 else layer.facts.get("window")
+    ran = any(call.layer == layer.id for call in observed.calls)
+    return NONE if seen is None and ran else seen
 
 
+NONE = "none"
 _QUERIES = ("q", "qkv", "qk", "q_a", "q_b")
 EXPECTABLE: Mapping[str, Expectable] = {
     "layers": Expectable(int, of_all=len),
