@@ -472,11 +472,9 @@ def visible(
     `trail` None: the value was made where no tape could look.
     """
     for name, tensor in named:
-        if not is_readable(tensor):
+        if not is_readable(tensor) or all(map(is_finite, book._look(tensor.detach()))):
             continue
         kinds = kinds_of(tensor)
-        if not kinds:
-            continue
         node = tape.node(tensor)
         if node.serial not in book.states:
             book._leaf(tape, node, tensor) if node.op is LEAF else book._alias(node, tensor)

@@ -66,10 +66,13 @@ def run_step(
     if tape.failure is not None:
         raise tape.failure
     run.changed = tuple(notes)
-    named = list(tensors_shown(model, run.result))
+    # What the run did not write to is not looked at again.
+    named = [
+        (name, tensor)
+        for name, tensor in tensors_shown(model, run.result)
+        if not name.startswith(("parameter", "buffer")) or rewind.wrote(tensor)
+    ]
     for name, tensor, kind, trail in visible(tape, book, named):
-        if name.startswith(("parameter", "buffer")) and not rewind.wrote(tensor):
-            continue
         if name.startswith("gradient of") and tape.node(tensor).op is LEAF:
             continue
         if trail is not None and all(book.origins[number].name == name[7:] for number in trail.origins):
