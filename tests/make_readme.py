@@ -61,7 +61,7 @@ def picture() -> str:
         screen.print()
     drawn = screen.export_svg(title="attncli", unique_id="attncli")
     # A picture that fetches fonts from elsewhere is shown without them, or not at all.
-    return re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", drawn, flags=re.DOTALL)
 
 
 def _draw(arguments: Sequence[str], screen: object) -> None:

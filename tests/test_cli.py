@@ -490,6 +490,18 @@ def test_the_name_of_a_file_says_its_format_and_one_run_writes_several(
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == table
 
 
+def test_the_name_of_a_file_goes_before_a_format_from_the_settings(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    llama_folder(tmp_path / "m")
+    settings(tmp_path, '[tool.attncli]\nformat = "json"\n')
+    attncli_run("inspect", "m", "-o", "a.md", "-o", "b.unknown")
+    assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("### attncli inspect")
+    assert json.loads((tmp_path / "b.unknown").read_text(encoding="utf-8"))["verdict"] == "clean"
+    attncli_run("inspect", "m", "-f", "table", "-o", "a.md")
+    assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("m  safetensors")
+
+
 @pytest.mark.parametrize("options", [("-o", "a", "-o", "a"), ("-o", "a", "--write-baseline", "./a")])
 def test_two_outputs_do_not_go_to_one_file(
     options: tuple[str, ...], attncli_run: Command, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,8 +12,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import Command
 from compared import checkpoint, finding, measured
+from safetensors.torch import save_file
 from tiny_checkpoints import llama_folder
 
 import attncli
@@ -164,7 +167,7 @@ def test_bounds_of_two_checkpoints_are_compared(attncli_run: Command, models: Pa
     result = attncli_run("diff", "a", "same", "--bounds", "--values")
     assert (result.code, result.err) == (0, "")
     assert "ATT202 all-zero-head" in result.out
-    assert result.out.endswith(f"{SAME}; 8 findings in both.\n")
+    assert result.out.endswith("No difference; 8 findings in both.\n")
 
 
 # --- pipes --------------------------------------------------------------------------------------------
@@ -253,3 +256,41 @@ def test_the_help_says_how_models_that_run_are_compared(attncli_run: Command) ->
     assert "diff Show what changed between two checkpoints or two JSON reports" in " ".join(
         attncli_run("--help").out.split()
     )
+
+
+def test_elements_that_differ_are_told_although_their_statistics_do_not(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    names = [f"layers.0.self_attn.{role}_proj.weight" for role in "qkvo"]
+    save_file({name: weight.clone() for name in names}, tmp_path / "a.safetensors")
+    turned = {names[0]: -weight, names[1]: weight.flip(0).contiguous()}
+    save_file({name: turned.get(name, weight).clone() for name in names}, tmp_path / "b.safetensors")
+    result = attncli_run("diff", "a.safetensors", "b.safetensors", "--values")
+    said = f"The elements of 2 tensors differ, of 2 with the same statistics: {', '.join(sorted(names[:2]))}."
+    assert said.replace(names[1], "?").replace(names[0], "?") in result.out.replace(names[1], "?").replace(
+        names[0], "?"
+    )
+    assert result.code == 0
+    assert "Different, and nothing in B is worse" in result.out
+    torch.save(dict.fromkeys(names, weight), tmp_path / "c.pt")
+    other_file = attncli_run("diff", "a.safetensors", "c.pt", "--values").out
+    assert "elements" not in other_file
+    halved = {name: weight.half() for name in names}
+    save_file(halved, tmp_path / "half.safetensors")
+    assert "elements" not in attncli_run("diff", "a.safetensors", "half.safetensors", "--values").out
+
+
+def test_more_nan_than_before_is_worse_although_the_finding_is_known(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    for name, count in (("a", 1), ("b", 5)):
+        weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        weight[0, :count] = math.nan
+        tensors = {f"layers.0.self_attn.{role}_proj.weight": weight.clone() for role in "qkvo"}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    worse = attncli_run("diff", "a.safetensors", "b.safetensors", "--values")
+    assert worse.code == 1
+    assert "ATT906 no-longer-finite" in worse.out
+    assert "5 NaN where there were 1." in worse.out
+    assert attncli_run("diff", "b.safetensors", "a.safetensors", "--values").code == 0

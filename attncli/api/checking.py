@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from attncli import __version__
@@ -76,7 +76,7 @@ def check_model(
     try:
         model, batch = load(spec, chosen, progress)
     except BareCheckpointError as error:
-        return _without_run(spec, layers, expected, error, progress)
+        return _without_run(spec, chosen, layers, expected, error, progress)
     from attncli.model import run
     from attncli.trace.checked import check as checked
 
@@ -188,6 +188,7 @@ def _weights(
 
 def _without_run(
     spec: str,
+    settings: RunSettings,
     layers: Sequence[str],
     expected: Sequence[Expectation],
     error: BareCheckpointError,
@@ -198,4 +199,10 @@ def _without_run(
         spec, values=True, bounds=True, layers=layers, expected=expected, asks_heads=False, progress=progress
     )
     note = f"not observed: entropy, scores and NaN of a forward pass, since {error.problem.rstrip('.')}. {error.remedy}"
-    return replace(report, command="check", notes=(*report.notes, note))
+    given = [
+        f"--{item.name.replace('_', '-')}"
+        for item in fields(settings)
+        if getattr(settings, item.name) != item.default
+    ]
+    unused = (f"not used, since nothing ran: {', '.join(given)}",) if given else ()
+    return replace(report, command="check", notes=(*report.notes, note, *unused))

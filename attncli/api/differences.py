@@ -35,7 +35,7 @@ def diff(
     """What changed from `a` to `b`, in `changes`; `findings`: what is worse in `b`; `known`: findings of both.
 
     `a`, `b`: checkpoints, JSON reports, or reports. Of checkpoints the headers are compared, with `values` also
-    largest magnitude, RMS and NaN of every tensor, with `bounds` the bound of |q·k| of each head; `heads`,
+    largest magnitude, RMS, NaN and contents of every tensor, with `bounds` the bound of |q·k| of each head; `heads`,
     `kv_heads` and `head_dim` serve as in `inspect`. `layers`: glob patterns or numbers. A number that changed by
     less than 1e-4 of itself has not changed. `source["compared_with"]` is the source of `a`. Errors: AttncliError.
     """
@@ -135,7 +135,7 @@ def _read(
     if isinstance(side, str):
         from attncli import api
 
-        side = report_from(api.inspect(side, **options, progress=progress).to_dict())
+        side = report_from(api.inspect(side, **options, contents=True, progress=progress).to_dict())
     layers = tuple(
         replace(layer, stack=template(layer.path), index=layer_index(layer.path)) for layer in side.layers
     )
@@ -185,7 +185,11 @@ def _compared(first: records.Report, second: records.Report, patterns: Sequence[
     return Report(
         command="diff",
         version=__version__,
-        source={**second.source, "compared_with": _identity(first)},
+        source={
+            **second.source,
+            "compared_with": _identity(first),
+            "compared_numbers": bool(first.measurements and second.measurements),
+        },
         environment=environment(),
         layers=second.layers,
         findings=tuple(
@@ -313,7 +317,8 @@ _WRITE = "Give a checkpoint, or a report that this version of attncli wrote with
 _NOT_FINITE = ("ATT201", "ATT502", "ATT506", "ATT7")
 _ABOUT = {
     **dict.fromkeys(
-        ("absmax", "rms", "zero_fraction", "nan_count", "inf_count"), "values of tensors (--values)"
+        ("absmax", "rms", "zero_fraction", "nan_count", "inf_count", "contents"),
+        "values of tensors (--values)",
     ),
     **dict.fromkeys(
         ("score_bound", "score_typical", "overflow_float16", "overflow_bfloat16", "overflow_float32"),

@@ -27,6 +27,7 @@ def inspect(
     layers: Sequence[str] = (),
     expected: Sequence[Expectation] = (),
     asks_heads: bool = True,
+    contents: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """The attention layout of every layer of a checkpoint, from its headers.
@@ -35,7 +36,7 @@ def inspect(
     bound |q·k| per head from the weights. Both read tensor data and import torch; nothing else does.
     `heads`, `kv_heads`, `head_dim` serve where neither config nor shapes tell. `layers`: glob patterns; only
     layers whose path matches one are kept. `expected`: what the layers are to be; `asks_heads`: whether a
-    note may ask for `heads`.
+    note may ask for `heads`. `contents`: with `values`, also a fingerprint of each tensor's elements.
     Errors: `attncli.errors.AttncliError`.
     """
     checkpoint = open_checkpoint(path)
@@ -43,7 +44,9 @@ def inspect(
     chosen = matching(found, layers, str(path))
     read = _Reading((), (), ())
     if values or bounds:
-        read = _read_values(checkpoint, chosen, values=values, bounds=bounds, progress=progress)
+        read = _read_values(
+            checkpoint, chosen, values=values, bounds=bounds, contents=contents, progress=progress
+        )
     measurements = (*read.measurements, *overflow_measurements(read.measurements))
     anomalies = (*checkpoint.anomalies, *read.anomalies)
     observed = Observed(chosen, measurements, anomalies, expected=tuple(expected))
@@ -78,13 +81,14 @@ def _read_values(
     *,
     values: bool,
     bounds: bool,
+    contents: bool,
     progress: Progress | None,
 ) -> _Reading:
     with warnings.catch_warnings():
         # torch without numpy works, but says so on every import.
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
         from attncli.checkpoint.values import Values
-        from attncli.weights import head_anomalies, score_bounds, value_measurements
+        from attncli.weights import digest_measurements, head_anomalies, score_bounds, value_measurements
 
     measurements: list[Measurement] = []
     anomalies: list[Anomaly] = []
@@ -97,14 +101,17 @@ def _read_values(
             measurements.extend(scan.measurements)
             anomalies.extend(scan.skipped)
             anomalies.extend(head_anomalies(layers, scan.measurements, store))
+            if contents:
+                tick = _counting(progress, "comparing values", total)
+                measurements.extend(digest_measurements(stored, store, tick))
             if scan.skipped:
                 notes.append(
                     f"values not observed in {_many(scan.skipped, 'tensor')}: {_reasons(scan.skipped)}"
                 )
         if bounds:
             softmax = [layer for layer in layers if layer.kind is not None]
-            tick = _counting(progress, "bounding scores", len(softmax))
-            result = score_bounds(softmax, store, (lambda _: tick(1)) if tick else None)
+            count = _counting(progress, "bounding scores", len(softmax))
+            result = score_bounds(softmax, store, (lambda _: count(1)) if count else None)
             measurements.extend(result.measurements)
             anomalies.extend(result.skipped)
             if result.skipped:

@@ -72,7 +72,7 @@ def show(page: Page, how: How | None, into: Path | None, *, unbounded: bool = Fa
 
     if into is not None:
         check_target(into, ())
-        named = format_of(into.suffix)
+        named = format_of(into.suffix) or "table"
         how = how or (How(named) if named in How.__members__ else How.table)
     elif how in (None, How.table) and sys.stdout.isatty():
         from rich.console import Console

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from attncli.cli.settings import Configured
 from attncli.cli.writing import reader, write, write_stdout
 from attncli.errors import AttncliError, UsageError
 from attncli.render import FORMATS, format_of
@@ -158,7 +159,7 @@ def outlet(reporting: Reporting, read: Iterable[Path]) -> Outlet:
         raise UsageError(str(twice), "two outputs would go to this file.", "Give each its own file.")
     return Outlet(
         made,
-        tuple((file, wanted or format_of(file.suffix)) for file in files),
+        tuple((file, _format_of(file, wanted)) for file in files),
         (reporting.output_format or "table") if printed else None,
         reporting.write_baseline,
         reporting.fail_on,
@@ -188,6 +189,13 @@ def show_error(error: AttncliError) -> None:
 
 
 # --- building blocks ----------------------------------------------------------------------------------
+
+
+def _format_of(file: Path, wanted: str | None) -> str:
+    """What was asked for on the command line, what the file's name says, or what the settings say."""
+    if wanted is None or isinstance(wanted, Configured):
+        return format_of(file.suffix) or wanted or "table"
+    return wanted
 
 
 def _same(file: Path, others: Sequence[Path]) -> bool:

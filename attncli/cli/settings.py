@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 from attncli.errors import UsageError
 
 
+class Configured(str):
+    """A value from the settings, which gives way to what the name of a file says."""
+
+
 class Option(NamedTuple):
     """An option as a setting: the parameter behind it, and whether it may be given more than once."""
 
@@ -93,6 +97,8 @@ def _refuse_unknown(file: Path, where: str, given: Collection[str], known: Colle
 
 
 def _value(file: Path, name: str, value: Any, several: bool) -> Any:
+    if name == "format" and isinstance(value, str):
+        return Configured(value)
     if several and not isinstance(value, list):
         value = [value]
     if name in _PATHS:

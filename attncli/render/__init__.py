@@ -26,9 +26,9 @@ class Format(NamedTuple):
         return write(report, rules) if self.rules else write(report)
 
 
-def format_of(suffix: str) -> str:
-    """The format that a file with this suffix is meant for: the table where it tells none."""
-    return next((name for name, one in FORMATS.items() if suffix.lower() in one.suffixes), "table")
+def format_of(suffix: str) -> str | None:
+    """The format that a file with this suffix is meant for; None where it tells none."""
+    return next((name for name, one in FORMATS.items() if suffix.lower() in one.suffixes), None)
 
 
 FORMATS: dict[str, Format] = {

@@ -18,16 +18,36 @@ from attncli.render.words import clean, number
 
 def number_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
     """Per layer the head that changed most, both ways, then tensors; `unfolded`: every head and tensor."""
-    changes = [change for change in report.changes if change.kind == "metric" and not in_words(change)]
+    changes = [
+        change
+        for change in report.changes
+        if change.kind == "metric" and not in_words(change) and change.what != _CONTENTS
+    ]
     of_tensors = [change for change in changes if change.what in _OF_TENSORS]
     of_heads = [change for change in changes if change.what not in _OF_TENSORS]
     parts = _every_head(of_heads, console) if unfolded else _sections(report, of_heads, console)
-    return [*parts, *_tensors(of_tensors, unfolded, console)]
+    return [*parts, *_contents(report.changes), *_tensors(of_tensors, unfolded, console)]
 
 
 def in_words(change: Change) -> bool:
     """Whether what was measured is said in words, as a fact is: "proven safe"."""
+    if change.what == _CONTENTS:
+        return False
     return isinstance(change.before, str) or isinstance(change.after, str)
+
+
+def _contents(changes: Sequence[Change]) -> list[RenderableType]:
+    """How many tensors hold other elements, and those of them whose statistics are the same."""
+    changed = [change.layer or "" for change in changes if change.what == _CONTENTS]
+    if not changed:
+        return []
+    told = {change.layer for change in changes if change.what in _OF_TENSORS}
+    silent = [name for name in changed if name not in told]
+    line = f"The elements of {len(changed)} tensor{'s' if len(changed) != 1 else ''} differ"
+    if silent:
+        named = ", ".join(map(clean, silent[:_NAMED])) + (" …" if len(silent) > _NAMED else "")
+        line += f", of {len(silent)} with the same statistics: {named}"
+    return [Text(f"{line}."), Text()]
 
 
 # --- heads --------------------------------------------------------------------------------------------
@@ -102,6 +122,8 @@ def _step(change: Change) -> float:
     )
     if before is None or after is None:
         return math.inf if before is None else -math.inf
+    if change.what.partition(", ")[0] in _RATIOS and before > 0 and after > 0:
+        return math.log(after) - math.log(before)  # of what is told as a factor, the largest factor
     return after - before
 
 
@@ -205,6 +227,8 @@ _SECTIONS = {
 }
 # Of these a factor tells more than a difference.
 _RATIOS = frozenset({"score_max", "dot_absmax", "score_bound", "score_typical", "stored_absmax"})
+_CONTENTS = "contents"
+_NAMED = 3
 _OF_TENSORS = {
     "nan_count": "NaN",
     "inf_count": "Inf",

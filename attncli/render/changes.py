@@ -218,7 +218,11 @@ def _verdict(report: Report) -> Text:
         known = len(report.known)
         both = f"; {known} finding{'s' if known != 1 else ''} in both" if known else ""
         # Headers alone say nothing of the weights.
-        where = "" if report.measurements else " in what the headers say (--values compares the weights)"
+        where = (
+            ""
+            if report.source.get("compared_numbers")
+            else " in what the headers say (--values compares the weights)"
+        )
         return Text(f"No difference{where}{both}.", style="bold green")
     return Text(f"Different, and nothing in B is worse: {_counted(report.changes)}.", style="bold green")
 

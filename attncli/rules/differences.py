@@ -193,6 +193,14 @@ def _no_longer_finite(rule: Rule, observed: Observed) -> Iterator[Finding]:
         finite = isinstance(change.before, (int, float)) and math.isfinite(change.before)
         if finite and isinstance(change.after, float) and not math.isfinite(change.after):
             lost[change.layer].append(change)
+    for change in observed.changes:
+        known = isinstance(change.before, (int, float)) and change.before > 0
+        if change.what in _COUNTS and known and (change.after or 0) > (change.before or 0):
+            yield rule.finding(
+                f"{change.layer}: {change.after} {_COUNTS[change.what]} where there were {change.before}.",
+                layer=change.layer,
+                evidence={"metric": change.what, "before": change.before, "after": change.after},
+            )
     for layer, changes in lost.items():
         if layer not in observed.told:
             first = changes[0]
@@ -274,6 +282,7 @@ _MEANING = frozenset(
         "cosine",
     }
 )
+_COUNTS = {"nan_count": "NaN", "inf_count": "Inf"}
 _FINITE = {
     "entropy": "the mean entropy",
     "score_max": "the largest score",
@@ -360,10 +369,11 @@ DIFFERENCE_RULES: tuple[Rule, ...] = (
         code="ATT906",
         name="no-longer-finite",
         severity="error",
-        what="A number of a head that was finite is NaN or Inf.",
+        what="A number of a head that was finite is NaN or Inf, or a tensor holds more of them.",
         why="Something that fed this head broke between the two: all that is computed from it is NaN as well.",
-        formula="entropy, largest and smallest score, |q·k| of each head, before and after",
-        threshold="finite before, NaN or ±Inf after; not where another new finding says it of the layer",
+        formula="entropy, largest and smallest score, |q·k| of each head; NaN and Inf of each tensor; before and after",
+        threshold="finite before, NaN or ±Inf after, not where another new finding says it of the layer; any more "
+        "than the tensor held before",
         source="IEEE 754",
         provenance="derived",
         example="Head 2 of layer 0 had 1.9 nats and has NaN now.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -166,11 +167,11 @@ def _sentence(report: Report) -> str:
     if "calls_seen" in report.run or report.calls:
         from attncli.render.run import run_verdict
 
-        sentences.append(run_verdict(report, counted).plain)
+        sentences.append(_unbroken(run_verdict(report, counted).plain))
     if "operators_by_phase" in report.run:
         from attncli.render.origins import nan_verdict
 
-        sentences.append(nan_verdict(report, counted).plain)
+        sentences.append(_unbroken(nan_verdict(report, counted).plain))
     if not report.looked:
         sentences.append("What was not observed may be faulty.")
     return " ".join(sentences)
@@ -217,3 +218,9 @@ _GLOSSARY = (
     ("not observed", "Not seen or not recomputed in this run: neither good nor bad is known of it."),
     ("recomputed", "Rows of the call were computed anew from what was captured and gave what the model got."),
 )
+
+
+def _unbroken(sentence: str) -> str:
+    """Without a place to break a number at: "4 200", "2e-05"."""
+    grouped = re.sub(r"(?<=\d) (?=\d{3}\b)", "\N{NARROW NO-BREAK SPACE}", sentence)
+    return re.sub(r"(?<=\de)-(?=\d)", "\N{NON-BREAKING HYPHEN}", grouped)
