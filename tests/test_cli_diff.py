@@ -292,5 +292,5 @@ def test_more_nan_than_before_is_worse_although_the_finding_is_known(
     worse = attncli_run("diff", "a.safetensors", "b.safetensors", "--values")
     assert worse.code == 1
     assert "ATT906 no-longer-finite" in worse.out
-    assert "5 NaN where there were 1." in worse.out
+    assert "5 NaN instead of 1." in worse.out
     assert attncli_run("diff", "b.safetensors", "a.safetensors", "--values").code == 0

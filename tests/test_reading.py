@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -265,3 +266,21 @@ def test_what_does_not_fit_is_refused_with_its_place(values: dict[str, Any], pro
         report_from(values)
     assert str(caught.value).startswith(problem)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda values: values.pop("layers"), "the report has no layers"),
+        (lambda values: values["layers"][0].update(heads=-4), "layers[0].heads is -4"),
+        (
+            lambda values: values["measurements"][0].update(metric="entropy", value="abc"),
+            "measurements[0].value is 'abc', which is no number",
+        ),
+    ],
+)
+def test_what_no_report_holds_is_an_error_although_its_types_fit(change, problem):
+    values = json.loads(json.dumps(as_json(FULL)))
+    change(values)
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        report_from(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from rule_cases import PATH, Case, Ran, above, check, one, ran, seen
 
@@ -66,7 +68,7 @@ CASES = [
     # ATT602
     Case(
         "an even head",
-        seen(some({"entropy_ratio": 0.995}, (2,))),
+        seen(some({"entropy_ratio": 0.995, "entropy": 3.4}, (2,))),
         [
             (
                 "ATT602",
@@ -74,11 +76,11 @@ CASES = [
                 f"{PATH}: head 2 attends to all keys alike: the entropy is 0.9950 of its maximum.",
             )
         ],
-        seen(some({"entropy_ratio": 0.99}, (2,))),
+        seen(some({"entropy_ratio": 0.99, "entropy": 3.4}, (2,))),
     ),
     Case(
         "a layer of even heads",
-        one(numbers={"entropy_ratio": above(0.99)}),
+        one(numbers={"entropy_ratio": above(0.99), "entropy": 3.4}),
         [
             (
                 "ATT602",
@@ -86,11 +88,11 @@ CASES = [
                 f"{PATH}: all 4 heads attend to all keys alike: the entropy is 0.9900 of its maximum.",
             )
         ],
-        one(queries=7, keys=7, numbers={"entropy_ratio": 1.0}),
+        one(queries=7, keys=7, numbers={"entropy_ratio": 1.0, "entropy": 3.4}),
     ),
     Case(
         "some even heads",
-        seen(some({"entropy_ratio": 1.0}, (0, 2))),
+        seen(some({"entropy_ratio": 1.0, "entropy": 3.4}, (0, 2))),
         [
             (
                 "ATT602",
@@ -98,13 +100,13 @@ CASES = [
                 f"{PATH}: 2 of 4 heads attend to all keys alike: the entropy is 1.0000 of its maximum.",
             )
         ],
-        one(softmax_axis="channels", numbers={"entropy_ratio": 1.0}),
+        one(softmax_axis="channels", numbers={"entropy_ratio": 1.0, "entropy": 3.4}),
     ),
     Case(
         "random weights",
-        seen(*(ran(n, layer=f"h.{n}", numbers={"entropy_ratio": 0.999}) for n in range(6))),
+        seen(*(ran(n, layer=f"h.{n}", numbers={"entropy_ratio": 0.999, "entropy": 3.4}) for n in range(6))),
         [("ATT602", "note", "all 24 heads of 6 layers attend to all keys alike, as with random weights.")],
-        seen(*(ran(n, layer=f"h.{n}", numbers={"entropy_ratio": 0.98}) for n in range(6))),
+        seen(*(ran(n, layer=f"h.{n}", numbers={"entropy_ratio": 0.98, "entropy": 3.4}) for n in range(6))),
     ),
     # ATT603
     Case(
@@ -200,9 +202,9 @@ def test_a_decoding_step_on_a_sink_is_no_cross_attention() -> None:
 
 
 def test_the_head_is_named_only_where_it_is_one() -> None:
-    (finding,) = judge(seen(some({"entropy_ratio": 0.995}, (2,))))
+    (finding,) = judge(seen(some({"entropy_ratio": 0.995, "entropy": 3.4}, (2,))))
     assert (finding.head, finding.layer) == (2, PATH)
-    (finding,) = judge(seen(some({"entropy_ratio": 0.995}, (2, 3))))
+    (finding,) = judge(seen(some({"entropy_ratio": 0.995, "entropy": 3.4}, (2, 3))))
     assert (finding.head, finding.evidence["heads"]) == (None, [2, 3])
 
 
@@ -218,6 +220,13 @@ def test_streams_that_share_nothing_are_cross_attention_whatever_the_call_is_cal
 def test_heads_without_a_number_attend_to_nothing_alike() -> None:
     nothing = {"entropy": float("nan"), "entropy_ratio": float("nan"), "entropy_rest": float("nan")}
     assert judge(seen(*(ran(n, layer=f"h.{n}", numbers=nothing) for n in range(3)))) == ()
+
+
+@pytest.mark.parametrize(("visible", "told"), [(5, False), (20, True)])
+def test_few_keys_that_each_row_may_see_are_even_by_themselves(visible: int, told: bool) -> None:
+    even = {"entropy": math.log(visible), "entropy_ratio": 1.0, "entropy_rest": 1.0, "sink_mass": 1 / visible}
+    found = judge(seen(ran(mask_kind="none", causal_offset=None, queries=20, keys=20, numbers=even)))
+    assert [finding.code for finding in found] == ["ATT602"] * told
 
 
 def test_eight_keys_and_four_heads_are_enough() -> None:

@@ -432,7 +432,7 @@ def test_what_follows_from_a_wrong_factor_is_not_told_twice() -> None:
         numbers={**SHARP, "score_max": 2000.0, "entropy_rest": 0.001, "peaky_rows": 0.99},
     )
     assert [finding.code for finding in judge(large)] == ["ATT410"]
-    even = by_width(entropy_ratio=0.999)
+    even = by_width(entropy_ratio=0.999, entropy=3.4)
     assert [finding.code for finding in judge(even)] == ["ATT411"]
 
 

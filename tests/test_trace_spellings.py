@@ -540,3 +540,16 @@ def test_weights_that_are_masked_and_normalised_again_are_those_of_a_mask_on_the
     call = only(report)
     assert (call.mask_kind, call.causal_offset, report.findings) == ("causal", 0, ())
     assert_measured(report, (scores_of(3 * q, k) * SCALE).masked_fill(mask == 0, -math.inf))
+
+
+def test_unit_queries_and_keys_with_a_temperature_are_not_unscaled() -> None:
+    q, k, v = tensors()
+
+    def cosine(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (20 * scores_of(F.normalize(q, dim=-1), F.normalize(k, dim=-1))).softmax(-1) @ v
+
+    def unscaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return scores_of(8 * q, k).softmax(-1) @ v
+
+    assert "ATT410" not in [finding.code for finding in attncli.measure(cosine, q, k, v).findings]
+    assert "ATT410" in [finding.code for finding in attncli.measure(unscaled, q, k, v).findings]

@@ -54,14 +54,38 @@ class _Misfit(ValueError):  # noqa: N818 - never leaves this file
 Reader = Callable[[Any], Any]
 
 
+def _refuse_impossible(lists: Mapping[str, Any]) -> None:
+    """Errors: `_Misfit` for what no report of attncli holds, though every value is of its type."""
+    for number, layer in enumerate(lists["layers"]):
+        for name in ("heads", "kv_heads", "head_dim"):
+            count = getattr(layer, name)
+            if count is not None and count < 1:
+                raise _Misfit(f"is {count}").inside(name).inside(f"layers[{number}]")
+    for number, row in enumerate(lists["measurements"]):
+        if (
+            isinstance(row.value, str)
+            and row.metric not in _IN_WORDS
+            and not row.metric.startswith("overflow_")
+        ):
+            raise (
+                _Misfit(f"is {row.value!r}, which is no number")
+                .inside("value")
+                .inside(f"measurements[{number}]")
+            )
+
+
 def _report(values: Mapping[str, Any]) -> Report:
     run = _named("run", _reader(Mapping[str, Any] | None), values.get("run"))
     lists: dict[str, Any] = {
         name: _named(name, _list_reader(_reader(record)), values.get(name, []))
         for name, record in _RECORDS.items()
     }
+    command = _needed(values, "command", str)
+    if "layers" not in values:
+        raise _Misfit("has no layers")
+    _refuse_impossible(lists)
     return Report(
-        command=_needed(values, "command", str),
+        command=command,
         version=_needed(values, "attncli_version", str),
         source=_needed(values, "source", Mapping[str, Any]),
         environment=_needed(values, "environment", Mapping[str, Any]),
@@ -250,3 +274,6 @@ _RECORDS: dict[str, Any] = {
     "maps": AttentionMap,
     "changes": Change,
 }
+
+# Measurements whose value is a word.
+_IN_WORDS = ("mask_kind", "softmax_dtype", "contents")

@@ -164,7 +164,19 @@ def mask(call: Call) -> str:
         words = words.replace("sliding window", f"sliding window of {call.window}")
     if words in ("other", "bias"):
         words = {"other": "a mask of another shape", "bias": "additive bias"}[words]
-    return words + ({-1: ", diagonal hidden", 1: ", one future key visible"}.get(call.causal_offset or 0, ""))
+    return words + _offset(call)
+
+
+def _offset(call: Call) -> str:
+    """Where the diagonal of a causal mask is not that of the last keys."""
+    offset = call.causal_offset or 0
+    if not offset:
+        return ""
+    if call.queries > 1 and offset == call.queries - call.keys:
+        return ", from the first key on"  # right for a cache that was not filled yet, wrong for one that was
+    return {-1: ", diagonal hidden", 1: ", one future key visible"}.get(
+        offset, f", offset {offset:+d}".replace("-", "−")
+    )
 
 
 def kernel(call: Call) -> str:

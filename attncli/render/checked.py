@@ -107,7 +107,7 @@ def _layout(report: Report, rows: Sequence[Row]) -> list[str] | None:
     for (kind, layout, heads, kv_heads, head_dim), labels in groups.items():
         grouped = "" if kv_heads in (None, heads) else f" on {kv_heads} KV"
         size = f" of {head_dim}" if head_dim else ""
-        counted = f"{heads} heads{size}{grouped}" if heads else "heads unknown"
+        counted = f"{heads} head{'s' if heads != 1 else ''}{size}{grouped}" if heads else "heads unknown"
         named = ", ".join(labels[:_NAMED]) + (
             f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
         )
@@ -124,7 +124,8 @@ def _weights(report: Report, rows: Sequence[Row]) -> list[str] | None:
         return None
     broken = [sum(int(v or 0) for v in values[metric].values()) for metric in ("nan_count", "inf_count")]
     sizes = {name: float(v) for name, v in values["absmax"].items() if isinstance(v, (int, float))}
-    facts = [f"{len(values['nan_count'])} tensors", f"{broken[0]} NaN, {broken[1]} Inf"]
+    tensors = len(values["nan_count"])
+    facts = [f"{tensors} tensor{'s' if tensors != 1 else ''}", f"{broken[0]} NaN, {broken[1]} Inf"]
     if sizes:
         largest = max(sizes, key=lambda name: sizes[name])
         facts.append(f"largest |w| {number(sizes[largest])} ({clean(largest)})")

@@ -197,7 +197,7 @@ def _no_longer_finite(rule: Rule, observed: Observed) -> Iterator[Finding]:
         known = isinstance(change.before, (int, float)) and change.before > 0
         if change.what in _COUNTS and known and (change.after or 0) > (change.before or 0):
             yield rule.finding(
-                f"{change.layer}: {change.after} {_COUNTS[change.what]} where there were {change.before}.",
+                f"{change.layer}: {change.after} {_COUNTS[change.what]} instead of {change.before}.",
                 layer=change.layer,
                 evidence={"metric": change.what, "before": change.before, "after": change.after},
             )

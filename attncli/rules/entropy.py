@@ -77,8 +77,8 @@ def _uniform(rule: Rule, observed: Observed) -> Iterator[Finding]:
         for seen in measured_calls(observed)
         if seen.call.softmax_axis == "keys" and seen.call.layer not in wrong and seen.call.keys >= _FEW_KEYS
     ]
-    total = sum(len(seen.values("entropy_ratio")) for seen in judged)
-    even = sum(ratio > _EVEN for seen in judged for ratio in seen.values("entropy_ratio").values())
+    total = sum(len(_evenness(seen)) for seen in judged)
+    even = sum(ratio > _EVEN for seen in judged for ratio in _evenness(seen).values())
     layers = by_layer(judged)
     if len(layers) > 1 and total and even >= _NEARLY_ALL * total:
         subject = f"all {even}" if even == total else f"{even} of {total}"
@@ -89,7 +89,7 @@ def _uniform(rule: Rule, observed: Observed) -> Iterator[Finding]:
         )
         return
     for layer, calls in layers.items():
-        found = worst(calls, lambda seen: seen.values("entropy_ratio"), _EVEN)
+        found = worst(calls, _evenness, _EVEN)
         if found is None:
             continue
         heads, ratio = len(found.beyond), found.value
@@ -105,6 +105,18 @@ def _uniform(rule: Rule, observed: Observed) -> Iterator[Finding]:
             head=found.head if heads == 1 else None,
             evidence={"entropy_ratio": ratio, "heads": list(found.beyond)},
         )
+
+
+def _evenness(seen: Measured) -> dict[int, float]:
+    """H/ln n of the heads whose rows see enough keys: five keys chosen for each row are nearly even at best."""
+    entropies = seen.values("entropy")
+    # H and H/ln n give n back, in the geometric mean over rows: under a causal mask of S keys that is S/e.
+    enough = math.log(min(_FEW_KEYS, 0.9 * seen.call.keys / math.e))
+    return {
+        head: ratio
+        for head, ratio in seen.values("entropy_ratio").items()
+        if head not in entropies or ratio <= 0 or entropies[head] / ratio >= enough
+    }
 
 
 def _one_token(rule: Rule, observed: Observed) -> Iterator[Finding]:

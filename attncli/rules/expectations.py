@@ -34,7 +34,7 @@ def _unmet(rule: Rule, observed: Observed) -> Iterator[Finding]:
             for layer in chosen:
                 said = key.of_layer(layer, observed)
                 if not _fits(said, expected.value):
-                    yield _finding(rule, expected, layer.id, layer.path, said)
+                    yield _finding(rule, expected, layer.id, layer.path or layer.id, said)
 
 
 def _finding(

@@ -37,6 +37,8 @@ def wrongly_scaled(observed: Observed) -> dict[str, Harmed]:
     suspects: dict[Mistake, list[Measured]] = defaultdict(list)
     for seen in measured_calls(observed):
         mistake = _mistake(seen.call)
+        if mistake == "unscaled" and _are_cosines(seen):
+            continue
         if mistake is not None and not _by_design(seen.call, layers.get(seen.call.layer)):
             suspects[mistake].append(seen)
     harmed: dict[str, Harmed] = {}
@@ -61,6 +63,12 @@ def _mistake(call: Call) -> Mistake | None:
     if call.heads > 1 and math.isclose(factor, expected / math.sqrt(call.heads), rel_tol=_SAME):
         return "by model width"
     return "unscaled" if factor >= 1 - _SAME else None
+
+
+def _are_cosines(seen: Measured) -> bool:
+    """Whether q and k have unit length, so that a factor beyond 1 is a temperature and no missing 1/√d."""
+    dots = seen.values("dot_absmax").values()
+    return bool(dots) and max(dots) <= _COSINE
 
 
 def _places(call: Call) -> int:
@@ -198,6 +206,8 @@ _SPREAD = 4.0
 _SHARP = 0.5
 # Heuristic: healthy trained models have a median of 0.3 to 0.9; scores of standard deviation ½ leave 0.96 of ln 32.
 _EVEN = 0.9
+# The largest cosine, with the rounding of bfloat16.
+_COSINE = 1.02
 # nn.Linear's own initialisation on normalised input gives q·k/√d a standard deviation of 1/3.
 _TELLING = 0.25
 # Loss deteriorates beyond it (Wortsman et al. 2023).

@@ -92,7 +92,8 @@ def call_of(
         ),
         "queries": pending.layout.queries,
         "keys": pending.layout.keys,
-        "head_dim": product.first.shape[-1],
+        # Between channels the product sums over tokens: a head is as large as it has channels.
+        "head_dim": pending.layout.queries if axis == "channels" else product.first.shape[-1],
         "dtype": dtype_name(query.node.dtype),
         "scores_dtype": dtype_name(pending.scores_dtype),
         "stored": "scaled" if before != 1.0 or alpha != 1 else "raw",
