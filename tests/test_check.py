@@ -238,6 +238,31 @@ def test_only_what_must_be_proved_runs_again(code: Path) -> None:
     assert runs > 1
 
 
+def test_weights_that_the_scan_found_sound_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attncli.trace import nonfinite
+
+    looked: set[int] = set()
+    at_once = nonfinite.at_once
+
+    def remember(tensor: torch.Tensor) -> tuple[float, float]:
+        looked.add(tensor.data_ptr())
+        return at_once(tensor)
+
+    monkeypatch.setattr(nonfinite, "at_once", remember)
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(32, 4, batch_first=True).eval()
+    x = torch.randn(2, 12, 32)
+    weights = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert attncli.check(model, x, x, x).findings == ()
+    assert x.data_ptr() in looked
+    assert looked.isdisjoint(weights.values())
+    with torch.no_grad():
+        model.in_proj_weight[3, 4] = math.nan
+    report = attncli.check(model, x, x, x)
+    assert weights["in_proj_weight"] in looked
+    assert [(origin.op, origin.tensor) for origin in report.origins] == [("leaf", "in_proj_weight")]
+
+
 # --- a run that stops ---------------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attncli import __version__
 from attncli.api.expectations import expectations
@@ -16,11 +16,12 @@ from attncli.api.report import Progress, Report, environment
 from attncli.api.weights import inspect
 from attncli.errors import BareCheckpointError
 from attncli.layout import Options
-from attncli.records import Anomaly, Expectation, Finding, Layer, Measurement
+from attncli.records import Anomaly, Expectation, Finding, Layer
 from attncli.rules import Observed, gravest_first, judge
 
 if TYPE_CHECKING:
     from attncli.trace.checked import Checked
+    from attncli.weights import ModelValues, ValueScan
 
 # (where from, its settings), as a model carries them.
 Configs = Sequence[tuple[str, Mapping[str, Any]]]
@@ -38,8 +39,9 @@ def check(model: Any, *args: Any, expect: Sequence[str] = (), **kwargs: Any) -> 
     from attncli.trace.checked import check as checked
 
     expected = expectations(expect)
+    scanned = _scanned(model)
     with undisturbed():
-        seen = checked(model, lambda: model(*args, **kwargs), args, kwargs)
+        seen = checked(model, lambda: model(*args, **kwargs), args, kwargs, finite=scanned.finite)
     inputs = {
         name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
         for name, tensor in named_inputs(model, args, kwargs)
@@ -47,6 +49,7 @@ def check(model: Any, *args: Any, expect: Sequence[str] = (), **kwargs: Any) -> 
     return _report(
         model,
         seen,
+        scanned,
         own_config(model),
         Headers((), ()),
         expected,
@@ -88,6 +91,7 @@ def check_model(
         if progress is not None:
             progress("running the model", done, max(total, done))
 
+    scanned = _scanned(model.module)
     seen = checked(
         model.module,
         lambda: run(model, batch),
@@ -96,10 +100,12 @@ def check_model(
         wanted=modules_wanted(layers, in_memory, on_disk.layers),
         on_call=tick,
         confirm=confirm,
+        finite=scanned.finite,
     )
     report = _report(
         model.module,
         seen,
+        scanned,
         model.configs,
         on_disk,
         expected,
@@ -117,6 +123,7 @@ def check_model(
 def _report(
     model: Any,
     seen: Checked,
+    scanned: Scanned,
     configs: Configs,
     on_disk: Headers,
     expected: Sequence[Expectation],
@@ -129,9 +136,9 @@ def _report(
     found = seen.found
     in_memory = memory_layers(model, configs)
     result = joined(seen.trace.calls, seen.trace.measurements, in_memory, on_disk.layers)
-    values, broken, unread = _weights(model, configs, in_memory, result)
+    broken = _broken_heads(model, scanned, configs, in_memory, result)
     origins = placed(found.origins, result.layers)
-    measurements = (*result.measurements, *values)
+    measurements = (*result.measurements, *scanned.scan.measurements)
     observed = Observed(result.layers, measurements, broken, result.calls, origins, tuple(expected))
     return Report(
         command="check",
@@ -144,7 +151,7 @@ def _report(
         findings=_judged(observed, on_disk),
         run={**run, **operators_seen(found), **calls_seen(seen.trace, result)},
         calls=result.calls,
-        notes=(*notes, *call_notes(seen.trace, result), *unread, *found.notes),
+        notes=(*notes, *call_notes(seen.trace, result), *scanned.notes, *found.notes),
     )
 
 
@@ -157,30 +164,47 @@ def _judged(observed: Observed, on_disk: Headers) -> tuple[Finding, ...]:
     return gravest_first(once.values())
 
 
-def _weights(
-    model: Any, configs: Configs, in_memory: Sequence[Layer], result: Joined
-) -> tuple[tuple[Measurement, ...], tuple[Anomaly, ...], list[str]]:
-    """The values of the weights as they lie in memory, the heads that are zero or broken, and what was not read."""
-    from attncli.trace import named_tensors
-    from attncli.weights import ModelValues, head_anomalies, value_measurements
+class Scanned(NamedTuple):
+    """The values of a model's weights. `finite`: the names of those without NaN and Inf; `notes`: what was not read."""
 
-    store = ModelValues(named_tensors(model))
-    scan = value_measurements(store.tensors, store)
+    values: ModelValues
+    scan: ValueScan
+    finite: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def _scanned(model: Any) -> Scanned:
+    """The weights as they lie in memory, before anything runs: what is sound then need not be looked at again."""
+    from attncli.trace import named_tensors
+    from attncli.weights import ModelValues, value_measurements
+
+    values = ModelValues(named_tensors(model))
+    scan = value_measurements(values.tensors, values)
+    counts = [row for row in scan.measurements if row.metric in ("nan_count", "inf_count")]
+    finite = frozenset(row.layer for row in counts) - {row.layer for row in counts if row.value}
+    skipped = len(scan.skipped)
+    unread = f"values not observed in {skipped} tensor{'s' if skipped != 1 else ''}: they are not in memory"
+    return Scanned(values, scan, finite, (unread,) if skipped else ())
+
+
+def _broken_heads(
+    model: Any, scanned: Scanned, configs: Configs, in_memory: Sequence[Layer], result: Joined
+) -> tuple[Anomaly, ...]:
+    """The heads that are zero, or hold NaN or Inf."""
+    from attncli.weights import head_anomalies
+
     # A layer may go by the name that it has on disk.
     ids = {layer.facts.get("module", layer.path): layer.id for layer in result.layers}
     sizes = {(call.heads, call.kv_heads, call.head_dim) for call in result.calls}
     if len(sizes) == 1 and any(layer.kind is not None and layer.heads is None for layer in in_memory):
         # Where neither config nor shapes tell where a head's rows lie, the run does.
         in_memory = memory_layers(model, configs, Options(*sizes.pop()))
-    broken = tuple(
+    return tuple(
         replace(
             one, evidence={**one.evidence, "layer": ids.get(one.evidence["layer"], one.evidence["layer"])}
         )
-        for one in head_anomalies(in_memory, scan.measurements, store)
+        for one in head_anomalies(in_memory, scanned.scan.measurements, scanned.values)
     )
-    skipped = len(scan.skipped)
-    unread = [f"values not observed in {skipped} tensor{'s' if skipped != 1 else ''}: they are not in memory"]
-    return scan.measurements, broken, unread if skipped else []
 
 
 # --- without a run ------------------------------------------------------------------------------------

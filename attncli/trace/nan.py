@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -52,20 +52,22 @@ def find(
     capture: bool = False,
     beside: Listener | None = None,
     inputs: Sequence[tuple[str, Tensor]] = (),
+    sound: Iterable[Tensor] = (),
 ) -> Found:
     """Runs `step(model)` once, and again for each proof.
 
     `backward`: also `.backward()` of the loss that the step returns (a scalar or its `.loss`; with `summed` also the
     sum of its floating outputs), unless the step has gathered gradients itself. `limit`: a dtype; operators whose
     numbers it would not hold are listed. `capture`: the operator at the first birth is kept with its operands.
-    `beside`: another listener of the first run; `inputs`: tensors that the step is given, by name.
+    `beside`: another listener of the first run; `inputs`: tensors that the step is given, by name; `sound`: parameters
+    that are known to hold numbers alone, and need not be looked at.
     Afterwards the model is as one run of the step leaves it. Errors: whatever the step raises, unless what it tripped
     over was found.
     """
     rewind = Rewind(enabled=confirm or capture)
     rewind.begins(model)
     largest = LARGEST[limit] if limit else math.inf
-    run = run_step(model, step, backward, summed, rewind, on_operator, largest, beside, inputs)
+    run = run_step(model, step, backward, summed, rewind, on_operator, largest, beside, inputs, sound)
     book = run.book
     cases = _cases(run)
     with ExitStack() as stack:

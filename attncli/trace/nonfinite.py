@@ -42,21 +42,22 @@ from attncli.trace.roles import (
     overwritten,
     tensors_of,
 )
-from attncli.trace.tape import ALIAS, LEAF, Node, Ran, Ref, Tape
+from attncli.trace.tape import ALIAS, LEAF, Node, Ran, Ref, Tape, place_of
 from attncli.trace.trails import Bad, Forward, Operand, Origin, Role, Trail
 
 
 @dataclass(slots=True)
 class Nonfinite:
-    """The listener. `leaf_names`: (phase, name) of a parameter, buffer or input by the serial of its node.
+    """The listener. `reach`: the largest finite magnitudes that operators made.
 
-    `reach`: the largest finite magnitudes that operators made.
+    `sound`: the places of parameters that were read before and hold numbers alone.
     """
 
     rewind: Rewind = field(default_factory=Rewind)
     origins: list[Origin] = field(default_factory=list)
     states: dict[int, Bad] = field(default_factory=dict)
     reach: Reach = field(default_factory=Reach)
+    sound: frozenset[Any] = frozenset()
     unread: int = 0
     phases: dict[str, int] = field(default_factory=lambda: {"forward": 0, "backward": 0, "optimizer": 0})
     optimizer_steps: int = 0
@@ -333,7 +334,7 @@ class Nonfinite:
         """Looks at a tensor that no operator of this run made."""
         self._seen.add(node.serial)
         self.rewind.existed(tensor)
-        if not is_readable(tensor):
+        if not is_readable(tensor) or (self.sound and place_of(tensor) in self.sound):
             return
         low, high = self._look(tensor)
         name = node.parameter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from attncli.trace.naming import clean, named_inputs, tensors_in
 from attncli.trace.nonfinite import Nonfinite, visible
 from attncli.trace.reach import Reach
 from attncli.trace.rewind import Rewind
-from attncli.trace.tape import LEAF, Listener, Node, Tape
+from attncli.trace.tape import LEAF, Listener, Node, Tape, place_of
 from attncli.trace.together import Together
 from attncli.trace.trails import Trail
 
@@ -42,9 +42,14 @@ def run_step(
     limit: float,
     beside: Listener | None = None,
     inputs: Sequence[tuple[str, Tensor]] = (),
+    sound: Iterable[Tensor] = (),
 ) -> Run:
-    """One run of `step(model)`. `beside`: another listener of the same run. `inputs`: tensors that are given to it."""
-    book = Nonfinite(rewind=rewind, on_operator=on_operator, reach=Reach(limit))
+    """One run of `step(model)`. `beside`: another listener of the same run. `inputs`: tensors that are given to it.
+
+    `sound`: parameters that are known to hold numbers alone.
+    """
+    known = frozenset(place_of(tensor) for tensor in sound) - {None}
+    book = Nonfinite(rewind=rewind, on_operator=on_operator, reach=Reach(limit), sound=known)
     listener = book if beside is None else Together(book, beside)
     tape = Tape(listener)
     run = Run(tape, book)

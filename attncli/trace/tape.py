@@ -60,6 +60,12 @@ class Node:
     at: int = 0
 
 
+def place_of(tensor: Tensor) -> Any:
+    """Where a tensor lies and how: two that share it are the same elements. None where there is no storage."""
+    storage = _storage(tensor)
+    return (storage._cdata, *_geometry(tensor)) if storage is not None else None
+
+
 def release(node: Node) -> None:
     """Lets go of the tensors that a node held for the listener. Small ones stay: factors are read from them."""
 
