@@ -131,7 +131,9 @@ def test_a_topic_names_only_commands_and_options_that_exist(topic: Topic) -> Non
     mentioned = re.findall(r"attncli ([a-z][a-z-]*)((?: [A-Z]+)?(?: --[a-z-]+)?)", words(topic))
     said = {name for name, options in mentioned if options or name in commands}
     assert said <= commands.keys()
-    for name, option in re.findall(r"\b(inspect|entropy|overflow|nan-check|check|diff) (--[a-z-]+)", words(topic)):
+    for name, option in re.findall(
+        r"\b(inspect|entropy|overflow|nan-check|check|diff) (--[a-z-]+)", words(topic)
+    ):
         assert option in {known for parameter in commands[name].params for known in parameter.opts}
 
 
