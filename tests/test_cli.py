@@ -449,6 +449,16 @@ def test_a_baseline_is_written_and_from_then_on_its_findings_are_known(
     assert (report["verdict"], len(report["known"]), report["findings"]) == ("clean", 2, [])
 
 
+def test_the_first_baseline_can_be_written_where_the_settings_name_it(
+    attncli_run: Command, tmp_path: Path
+) -> None:
+    folder = broken_folder(tmp_path / "m")
+    settings(tmp_path, '[tool.attncli]\nbaseline = "known.json"\n')
+    assert attncli_run("inspect", folder).code == 2
+    assert attncli_run("inspect", folder, "--write-baseline", "known.json").code == 0
+    assert attncli_run("inspect", folder).code == 0
+
+
 def test_a_baseline_is_brought_up_to_date_in_place(attncli_run: Command, tmp_path: Path) -> None:
     folder = broken_folder(tmp_path / "m")
     both = ("--baseline", "known.json", "--write-baseline", "known.json")

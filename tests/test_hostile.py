@@ -443,7 +443,7 @@ def test_a_checkpoint_that_changes_before_its_values_are_read(
         shard.unlink()
         if change != "removed":
             shard.mkdir()
-    monkeypatch.setattr("attncli.api.open_checkpoint", lambda _: headers)
+    monkeypatch.setattr("attncli.api.weights.open_checkpoint", lambda _: headers)
     for values, bounds in ((True, False), (False, True)):
         with pytest.raises(CheckpointError) as caught:
             attncli.inspect(tmp_path / "m", values=values, bounds=bounds, heads=2)

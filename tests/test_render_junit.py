@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_render import finding, gpt2
 
-from attncli.records import Finding, Report
-from attncli.render import junit
+from attncli.records import SEVERITIES, Finding, Report
+from attncli.render import FORMATS, junit
 
 XSD = Path(__file__).parent / "data" / "junit.xsd"
 
@@ -156,3 +156,19 @@ def test_whatever_stands_in_a_name_the_document_is_valid(name: str) -> None:
     some = tuple(odd)
     shown = report(*layers, source={"path": name}, findings=some, known=some, notes=(name,), command=name)
     suite(shown)
+
+
+def test_what_makes_the_command_fail_is_a_failure_and_nothing_else():
+    report = REPORTS["mixed"]
+
+    def failures(fail_on):
+        suite = ET.fromstring(FORMATS["junit"].text(report, fail_on=fail_on)).find("testsuite")
+        return int(suite.get("failures"))
+
+    layers = {
+        severity: {f.layer for f in report.findings if f.severity == severity} for severity in SEVERITIES
+    }
+    assert failures("never") == 0
+    assert failures("error") == len(layers["error"])
+    assert failures("warning") == len(layers["error"] | layers["warning"])
+    assert failures("note") == len(layers["error"] | layers["warning"] | layers["note"])

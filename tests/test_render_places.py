@@ -287,3 +287,13 @@ def test_layers_that_did_not_run_or_were_not_explained_are_unobserved() -> None:
 
 def test_notes_of_the_report_and_of_the_run_are_told_once() -> None:
     assert notes(report(notes=("a", "b"), run={"notes": ["b", "c\n"]})) == ["a", "b", r"c\x0a"]
+
+
+def test_findings_whose_numbers_are_written_otherwise_are_still_alike() -> None:
+    layers = [gpt2(index) for index in range(3)]
+    written = ("21", "21.4", "1.2e+05")
+    said = [
+        replace(mismatch(f"h.{i}.attn"), message=f"h.{i}.attn: the largest score is {number}.")
+        for i, number in enumerate(written)
+    ]
+    assert [one.where for one in collapsed(said, layers)] == ["h.{0–2}.attn"]

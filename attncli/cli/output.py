@@ -135,9 +135,9 @@ class Outlet(NamedTuple):
             write(baseline_text(report), self.baseline)
             report = with_findings(report, (), known=(*report.known, *report.findings))
         for file, output_format in self.files:
-            write(_text(report, output_format, unfolded), file)
+            write(_text(report, output_format, unfolded, self.fail_on), file)
         if self.stdout is not None:
-            _print(report, self.stdout, unfolded)
+            _print(report, self.stdout, unfolded, self.fail_on)
         return report.exit_code(self.fail_on.value)
 
 
@@ -145,7 +145,10 @@ def outlet(reporting: Reporting, read: Iterable[Path]) -> Outlet:
     """What the output options say. `read`: files that must not be overwritten. Errors: `UsageError`."""
     from attncli.api import choice
 
-    made = choice(reporting.select, reporting.ignore, reporting.baseline)
+    baseline, new = reporting.baseline, reporting.write_baseline
+    if baseline is not None and new is not None and not baseline.exists() and _same(new, [baseline]):
+        baseline = None  # the first one is about to be written
+    made = choice(reporting.select, reporting.ignore, baseline)
     given = reporting.output or ()
     files = [file for file in given if file != _STDOUT]
     printed = _STDOUT in given or not (files or reporting.quiet)
@@ -206,17 +209,17 @@ def _same(file: Path, others: Sequence[Path]) -> bool:
     )
 
 
-def _text(report: Report, output_format: str, unfolded: bool) -> str:
+def _text(report: Report, output_format: str, unfolded: bool, fail_on: FailOn) -> str:
     if output_format == "table":
         from attncli.render import table
 
         return table.text(report, unfolded=unfolded)
     from attncli.rules import RULES
 
-    return FORMATS[output_format].text(report, RULES)
+    return FORMATS[output_format].text(report, rules=RULES, fail_on=fail_on.value)
 
 
-def _print(report: Report, output_format: str, unfolded: bool) -> None:
+def _print(report: Report, output_format: str, unfolded: bool, fail_on: FailOn) -> None:
     if output_format == "table" and sys.stdout.isatty():
         from rich.console import Console
 
@@ -226,7 +229,9 @@ def _print(report: Report, output_format: str, unfolded: bool) -> None:
             table.draw(report, Console(), unfolded=unfolded)
             sys.stdout.flush()
     else:
-        write_stdout(_text(report, output_format, unfolded), as_json=output_format in ("json", "sarif"))
+        write_stdout(
+            _text(report, output_format, unfolded, fail_on), as_json=output_format in ("json", "sarif")
+        )
 
 
 _STDOUT = Path("-")

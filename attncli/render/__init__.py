@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 class Format(NamedTuple):
     """How a report is written. `module`: its room, imported on use, whose `text(report)` gives the whole.
 
-    `suffixes`: of files that are meant for it. `rules`: whether `text` also takes the catalogue of rules, which
-    this room does not know.
+    `suffixes`: of files that are meant for it. `takes`: what else `text` is given by name: "rules", the catalogue,
+    which this room does not know, and "fail_on", from which severity on the command fails.
     """
 
     module: str
     suffixes: tuple[str, ...] = ()
-    rules: bool = False
+    takes: tuple[str, ...] = ()
 
-    def text(self, report: Report, rules: Any = ()) -> str:
+    def text(self, report: Report, **known: Any) -> str:
         write: Callable[..., str] = import_module(f"attncli.render.{self.module}").text
-        return write(report, rules) if self.rules else write(report)
+        return write(report, **{name: known[name] for name in self.takes if name in known})
 
 
 def format_of(suffix: str) -> str | None:
@@ -36,7 +36,7 @@ FORMATS: dict[str, Format] = {
     "json": Format("json_text", (".json",)),
     "markdown": Format("markdown", (".md",)),
     "github": Format("github"),
-    "sarif": Format("sarif", (".sarif",), rules=True),
-    "junit": Format("junit", (".xml",)),
+    "sarif": Format("sarif", (".sarif",), takes=("rules", "fail_on")),
+    "junit": Format("junit", (".xml",), takes=("fail_on",)),
     "html": Format("html", (".html", ".htm")),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ def collapsed(findings: Iterable[Finding], layers: Sequence[Layer]) -> list[Coll
     known = {layer.id: layer for layer in layers}
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        key = (finding.severity, finding.code, "".join(c for c in finding.message if not c.isdigit()))
+        key = (finding.severity, finding.code, re.sub(_NUMBER, "#", finding.message))
         groups.setdefault(key, []).append(finding)
     made = [_collapsed(group, known) for group in groups.values()]
     return sorted(made, key=lambda one: -SEVERITIES.index(one.first.severity))
@@ -83,3 +84,5 @@ def _where(group: Sequence[Finding], known: dict[str, Layer]) -> str:
 # --- tables -------------------------------------------------------------------------------------------
 
 _NAMED = 3
+# As `words.number` writes them: "21", "21.4", "1.2e+05", and "12 345".
+_NUMBER = r"\d+(?: \d{3}\b)*(?:\.\d+)?(?:e[+-]?\d+)?"

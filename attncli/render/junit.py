@@ -1,9 +1,8 @@
 """JUnit XML: a test case for each layer, so that a CI server shows how many layers were looked at.
 
-A layer with a finding of severity error has failed, since an error fails the command unless `--fail-on never`
-says otherwise; which lesser findings do depends on `--fail-on`, which a report does not hold, so they and known
-ones stand in the output of a test that has passed. A layer that was not observed is skipped, with the reason. A
-report that observed nothing is an error, as is its exit code. What belongs to no layer is a case of its own.
+A layer has failed where a finding of it makes the command fail (`--fail-on`); lesser findings and known ones stand in
+the output of a test that has passed. A layer that was not observed is skipped, with the reason. A report that
+observed nothing is an error, as is its exit code. What belongs to no layer is a case of its own.
 Source: the schema junit-10.xsd of Jenkins' xUnit plugin, which GitLab and others read as well.
 """
 
@@ -11,17 +10,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from xml.etree import ElementTree as ET
 
-from attncli.records import Finding, Report
+from attncli.records import SEVERITIES, Finding, Report, Severity
 from attncli.render.observed import notes, subject, unobserved, verdict
 from attncli.render.places import Place, places
 from attncli.render.words import clean
 
 
-def text(report: Report) -> str:
-    """One test suite in one document."""
+def text(report: Report, fail_on: Severity | Literal["never"] = "error") -> str:
+    """One test suite in one document. `fail_on`: the least severity that is a failure."""
+    graves = SEVERITIES[SEVERITIES.index(fail_on) :] if fail_on != "never" else ()
     suite = ET.Element("testsuite", name=f"attncli {clean(report.command)} {subject(report)}")
     properties = ET.SubElement(suite, "properties")
     for name, value in (("attncli", report.version), ("verdict", report.verdict)):
@@ -30,7 +30,7 @@ def text(report: Report) -> str:
     group = f"attncli.{clean(report.command)}.{subject(report).replace('.', '_')}"
     place = places(report)
     for one in _cases(report):
-        _fill(ET.SubElement(suite, "testcase", classname=group, name=clean(one.name)), one, place)
+        _fill(ET.SubElement(suite, "testcase", classname=group, name=clean(one.name)), one, place, graves)
     if not report.looked:
         case = ET.SubElement(suite, "testcase", classname=group, name=_OBSERVED)
         ET.SubElement(case, "error", type="not observed", message=verdict(report))
@@ -72,8 +72,10 @@ def _cases(report: Report) -> list[_Case]:
     return [*cases, whole] if whole.findings or whole.known or (not cases and report.looked) else cases
 
 
-def _fill(case: ET.Element, told: _Case, place: Callable[[Finding], Place]) -> None:
-    failures = [finding for finding in told.findings if finding.severity == "error"]
+def _fill(
+    case: ET.Element, told: _Case, place: Callable[[Finding], Place], graves: Sequence[Severity]
+) -> None:
+    failures = [finding for finding in told.findings if finding.severity in graves]
     if failures:
         first = failures[0]
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
@@ -83,7 +85,7 @@ def _fill(case: ET.Element, told: _Case, place: Callable[[Finding], Place]) -> N
         failure.text = "\n".join(_lines(failures, place, ""))
     elif told.reason:
         ET.SubElement(case, "skipped", message=f"not observed: {told.reason}")
-    rest = [finding for finding in told.findings if finding.severity != "error"]
+    rest = [finding for finding in told.findings if finding.severity not in graves]
     said = [*_lines(rest, place, ""), *_lines(told.known, place, "known ")]
     if said:
         ET.SubElement(case, "system-out").text = "\n".join(said)

@@ -47,17 +47,19 @@ class RuleText(Protocol):
     def remedy(self) -> str: ...
 
 
-def text(report: Report, rules: Sequence[RuleText] = ()) -> str:
+def text(
+    report: Report, rules: Sequence[RuleText] = (), fail_on: Severity | Literal["never"] = "error"
+) -> str:
     """One run as strict JSON. `rules`: the catalogue; a rule that is not in it is told from its finding.
 
-    The exit code is that of `--fail-on error`. At most 25,000 results and 10 MB compressed, the gravest: GitHub
+    `fail_on`: which the exit code goes by. At most 25,000 results and 10 MB compressed, the gravest: GitHub
     refuses the whole file otherwise, and a notification says how many were left out.
     """
     told = _descriptors([*report.findings, *report.known], rules)
     results = _results(report, {rule["id"]: at for at, rule in enumerate(told)})
     kept = results[:_MOST]
     while True:
-        log = _log(report, told, kept, len(results) - len(kept))
+        log = _log(report, told, kept, len(results) - len(kept), fail_on)
         said = json.dumps(log, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if not kept or len(said) <= _BYTES // 4 or len(zlib.compress(said.encode("utf-8"))) <= _BYTES:
             return said
@@ -67,7 +69,13 @@ def text(report: Report, rules: Sequence[RuleText] = ()) -> str:
 # --- the log ------------------------------------------------------------------------------------------
 
 
-def _log(report: Report, rules: list[Any], results: list[Any], left_out: int) -> dict[str, Any]:
+def _log(
+    report: Report,
+    rules: list[Any],
+    results: list[Any],
+    left_out: int,
+    fail_on: Severity | Literal["never"],
+) -> dict[str, Any]:
     driver = {
         "name": "attncli",
         "version": report.version,
@@ -76,7 +84,7 @@ def _log(report: Report, rules: list[Any], results: list[Any], left_out: int) ->
     }
     run = {
         "tool": {"driver": driver},
-        "invocations": [_invocation(report, left_out)],
+        "invocations": [_invocation(report, left_out, fail_on)],
         "originalUriBaseIds": {_ROOT: {"description": {"text": "The folder in which attncli ran."}}},
         "columnKind": "unicodeCodePoints",
         "results": results,
@@ -85,7 +93,7 @@ def _log(report: Report, rules: list[Any], results: list[Any], left_out: int) ->
     return log
 
 
-def _invocation(report: Report, left_out: int) -> dict[str, Any]:
+def _invocation(report: Report, left_out: int, fail_on: Severity | Literal["never"]) -> dict[str, Any]:
     """What ran, and as notifications what a person has to know of it besides the results."""
     told = [("note", note) for note in notes(report)]
     if left_out:
@@ -94,8 +102,8 @@ def _invocation(report: Report, left_out: int) -> dict[str, Any]:
         told.insert(0, ("error", f"{subject(report)}: {verdict(report)}"))
     return {
         "executionSuccessful": report.looked,
-        "exitCode": report.exit_code(),
-        "exitCodeDescription": "with --fail-on error",
+        "exitCode": report.exit_code(fail_on),
+        "exitCodeDescription": f"with --fail-on {fail_on}",
         "toolExecutionNotifications": [
             {"level": level, "message": {"text": _literal(said)}} for level, said in told if said
         ],
