@@ -1,20 +1,21 @@
 """What checking everything at once costs: `attncli check` beside loading the model and the slowest part on its own.
 
-    python tests/benchmarks/bench_check.py [MODEL …] [--tokens 512] [--repeats 3]
+    python tests/benchmarks/bench_check.py [MODEL …] [--tokens 512] [--repeats 3] [--cpu]
 
 A MODEL is what `attncli check` takes; without one, a random model is written and used: 12 layers, 768 wide, float32.
 Two tables. Whole commands: each way is a process of its own, so that every one loads the model once; "slowest" is the
 slowest of the commands beside check. In one process: the model is loaded once, and each way gets the same batch;
-"slowest" is loading it and the slowest part. Times are medians of the repeats, which alternate between the ways.
+"slowest" is loading it and the slowest part. Times are medians of the repeats, which alternate between the ways. --cpu:
+seconds of the processor on one thread, which others on the same machine do not disturb.
 Budget: check costs at most 1.15 × slowest in both.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,22 +38,26 @@ def main() -> None:
     parser.add_argument("models", nargs="*")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.cpu:
+        os.environ["OMP_NUM_THREADS"] = "1"
     if options.inside:
-        print(json.dumps(inside(options.models[0], options.tokens, options.repeats)))
+        print(json.dumps(inside(options.models[0], options.tokens, options.repeats, options.cpu)))
         return
     with tempfile.TemporaryDirectory() as folder:
         models = options.models or [random_model(Path(folder), options.tokens)]
         print("whole commands, seconds")
         print(f"{'model':>24} " + " ".join(f"{way:>9}" for way in COMMANDS) + "   check / slowest")
         for model in models:
-            row(model, whole(model, options.tokens, options.repeats), load=0.0)
+            row(model, whole(model, options.tokens, options.repeats, options.cpu), load=0.0)
         print("in one process, seconds")
         print(f"{'model':>24} " + " ".join(f"{way:>9}" for way in PARTS) + "   check / slowest")
         for model in models:
             command = [sys.executable, __file__, "--inside", model]
             command += ["--tokens", str(options.tokens), "--repeats", str(options.repeats)]
+            command += ["--cpu"] if options.cpu else []
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             medians = json.loads(done.stdout.splitlines()[-1])
             row(model, medians, load=medians["load"])
@@ -70,20 +75,25 @@ def row(model: str, medians: dict[str, float], load: float) -> None:
     )
 
 
-def whole(model: str, tokens: int, repeats: int) -> dict[str, float]:
+def whole(model: str, tokens: int, repeats: int, cpu: bool) -> dict[str, float]:
     """Medians of whole processes; inspect reads the file that the model is loaded from."""
     seconds: dict[str, list[float]] = {way: [] for way in COMMANDS}
     for _ in range(repeats):
         for way, words in COMMANDS.items():
             size = [] if way == "values" else ["--seq-len", str(tokens), "--device", "cpu"]
             command = [sys.executable, "-m", "attncli", *words, model, *size, "-q"]
-            start = time.perf_counter()
+            start = clock_of_children() if cpu else time.perf_counter()
             subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            seconds[way].append(time.perf_counter() - start)
+            seconds[way].append((clock_of_children() if cpu else time.perf_counter()) - start)
     return {way: statistics.median(found) for way, found in seconds.items()}
 
 
-def inside(spec: str, tokens: int, repeats: int) -> dict[str, float]:
+def clock_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def inside(spec: str, tokens: int, repeats: int, cpu: bool) -> dict[str, float]:
     """Medians in this process, each way after one run of it that is not counted; loading is timed once."""
     import torch
 
@@ -93,9 +103,10 @@ def inside(spec: str, tokens: int, repeats: int) -> dict[str, float]:
     from attncli.trace import named_tensors
     from attncli.weights import ModelValues, value_measurements
 
-    start = time.perf_counter()
+    clock = time.process_time if cpu else time.perf_counter
+    start = clock()
     model, batch = load(spec, RunSettings(seq_len=tokens, device="cpu"), None)
-    loading = time.perf_counter() - start
+    loading = clock() - start
     net = model.module
 
     def plain() -> object:
@@ -119,11 +130,10 @@ def inside(spec: str, tokens: int, repeats: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(repeats + 1):
         for way, go in ways.items():
-            start = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()):
-                go()
+            start = clock()
+            go()
             if repeat:
-                seconds[way].append(time.perf_counter() - start)
+                seconds[way].append(clock() - start)
     return {"load": loading, **{way: statistics.median(found) for way, found in seconds.items()}}
 
 
