@@ -206,3 +206,18 @@ def test_long_facts_go_on_below_themselves_and_short_ones_are_not_broken(attncli
     below = lines[start + 1]
     assert below[:column].strip() == ""
     assert re.fullmatch(r"\+\d+\.\d bits of float16 left · largest score [\d.]+", below.strip())
+
+
+def test_the_page_of_a_check_says_each_thing_once(attncli_run: Command, tmp_path: Path) -> None:
+    def verdict(build: str) -> str:
+        attncli_run(f"code.py:{build}", *RUN, "-o", "page.html")
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        found = re.search(r'<section[^>]*class="verdict.*?</section>', page, re.DOTALL)
+        assert found is not None
+        return " ".join(re.sub(r"<[^>]*>", " ", found[0]).split())
+
+    assert re.search(r"no findings\. No NaN or Inf in \d+ operators; smallest headroom", verdict("healthy"))
+    hidden = verdict("hidden")
+    assert "1 origin of NaN or Inf in" in hidden
+    assert hidden.count("error") <= 2  # the headline and the sentence
+    assert "no operator ran" not in verdict("no_attention")

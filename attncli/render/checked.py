@@ -70,6 +70,16 @@ def check_verdict(report: Report, tally: str) -> Text:
     return Text(f"{seen}; {tally}.", style=_style(report, "bold green" if report.looked else "bold yellow"))
 
 
+def nan_sentence(report: Report) -> str:
+    """ "No NaN or Inf in 412 operators; smallest headroom …." or "2 origins of NaN or Inf in 412 operators."."""
+    run = report.run or {}
+    count, many = len(report.origins), int(run.get("operators") or 0)
+    operators = f"{many:,}".replace(",", " ") + f" operator{'s' if many != 1 else ''}"
+    if not count:
+        return f"No NaN or Inf in {operators}; {headroom_words(run)}."
+    return f"{count} origin{'s' if count != 1 else ''} of NaN or Inf in {operators}."
+
+
 def _style(report: Report, sound: str) -> str:
     if not report.findings:
         return sound

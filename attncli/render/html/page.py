@@ -168,7 +168,11 @@ def _sentence(report: Report) -> str:
         from attncli.render.run import run_verdict
 
         sentences.append(_unbroken(run_verdict(report, counted).plain))
-    if "operators_by_phase" in report.run:
+    if report.command == "check" and report.run.get("operators_by_phase"):
+        from attncli.render.checked import nan_sentence
+
+        sentences.append(_unbroken(nan_sentence(report)))
+    elif "operators_by_phase" in report.run:
         from attncli.render.origins import nan_verdict
 
         sentences.append(_unbroken(nan_verdict(report, counted).plain))
