@@ -39,6 +39,8 @@ def check(model: Any, *args: Any, expect: Sequence[str] = (), **kwargs: Any) -> 
     from attncli.trace.checked import check as checked
 
     expected = expectations(expect)
+    configs = own_config(model)
+    in_memory = memory_layers(model, configs)
     scanned = _scanned(model)
     with undisturbed():
         seen = checked(model, lambda: model(*args, **kwargs), args, kwargs, finite=scanned.finite)
@@ -50,7 +52,8 @@ def check(model: Any, *args: Any, expect: Sequence[str] = (), **kwargs: Any) -> 
         model,
         seen,
         scanned,
-        own_config(model),
+        configs,
+        in_memory,
         Headers((), ()),
         expected,
         source={"kind": "code", "path": getattr(model, "__qualname__", type(model).__name__)},
@@ -107,6 +110,7 @@ def check_model(
         seen,
         scanned,
         model.configs,
+        in_memory,
         on_disk,
         expected,
         source=source_of(model, spec),
@@ -125,6 +129,7 @@ def _report(
     seen: Checked,
     scanned: Scanned,
     configs: Configs,
+    in_memory: Sequence[Layer],
     on_disk: Headers,
     expected: Sequence[Expectation],
     *,
@@ -134,7 +139,6 @@ def _report(
     notes: Sequence[str],
 ) -> Report:
     found = seen.found
-    in_memory = memory_layers(model, configs)
     result = joined(seen.trace.calls, seen.trace.measurements, in_memory, on_disk.layers)
     broken = _broken_heads(model, scanned, configs, in_memory, result)
     origins = placed(found.origins, result.layers)
