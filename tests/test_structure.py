@@ -23,6 +23,7 @@ FLOORS = {
     "weights": 1,
     "model": 1,
     "trace": 1,
+    "training": 1,
     "rules": 1,
     "topics": 1,
     "render": 1,
@@ -39,6 +40,7 @@ TENSOR_SIDE = (
     "attncli.weights",
     "attncli.model",
     "attncli.trace",
+    "attncli.training",
 )
 TENSOR_LIBRARIES = {"torch", "numpy", "scipy", "safetensors", "transformers", "gguf", "tensorflow", "jax"}
 

@@ -44,6 +44,8 @@ class Report:
 
     @property
     def looked(self) -> bool:
+        if self.run is not None and "training" in self.run:
+            return bool(self.run["training"].get("seen"))
         if self.run is not None and "operators_by_phase" in self.run and "calls_seen" not in self.run:
             return bool(self.run.get("operators"))
         if self.run is not None:

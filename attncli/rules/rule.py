@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from attncli.records import Anomaly, Call, Expectation, Finding, Layer, Measurement, Origin, Severity
+from attncli.records import Anomaly, Call, Expectation, Finding, Layer, Measurement, Origin, Severity, Training
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Observed:
     """Everything a rule may look at. `anomalies`: what the readers stated about files and weights.
 
     `calls`: the attention calls of a forward pass; a measurement's `call` is a call's `index`. `origins`:
-    of NaN and Inf. `expected`: what the user says that the model is.
+    of NaN and Inf. `expected`: what the user says that the model is. `training`: what was seen of a training run.
     """
 
     layers: tuple[Layer, ...] = ()
@@ -25,6 +25,7 @@ class Observed:
     calls: tuple[Call, ...] = ()
     origins: tuple[Origin, ...] = ()
     expected: tuple[Expectation, ...] = ()
+    training: Training | None = None
 
     @cached_property
     def numbers(self) -> Mapping[int, tuple[Mapping[str, Mapping[int, float]], Mapping[str, float]]]:
