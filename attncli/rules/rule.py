@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from attncli.records import Anomaly, Call, Expectation, Finding, Layer, Measurement, Origin, Severity, Training
+from attncli.records import (
+    Anomaly,
+    Call,
+    Expectation,
+    Finding,
+    Layer,
+    Measurement,
+    Origin,
+    Severity,
+    Training,
+)
 
 
 @dataclass(frozen=True)
