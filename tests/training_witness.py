@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.data import BatchSampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 
@@ -29,7 +28,7 @@ class Witness:
 
     `epoch`, `index`, `items`: of the loader's batch in use then. `steps`: all that ran, `skipped`: those of them that
     a loss scaler left out. `moved`: the largest magnitude of a parameter after each step. `code`, `raised`: how the
-    script ended.
+    script ended. `batch`: the last that was fetched, `sampled`: the items of each.
     """
 
     steps: int = 0
@@ -42,6 +41,7 @@ class Witness:
     items: tuple[int, ...] = ()
     moved: dict[int, float] = field(default_factory=dict)
     batch: tuple[int, int, tuple[int, ...]] | None = None
+    sampled: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)
     code: int | None = None
     raised: BaseException | None = None
 
@@ -72,10 +72,10 @@ def witnessed(script: Path, arguments: Iterable[str] = ()) -> Witness:
 @contextlib.contextmanager
 def _listening(witness: Witness) -> Iterator[None]:
     finite: set[int] = set()
-    epochs: dict[Any, int] = {}
-    sampled: dict[tuple[int, int], tuple[int, ...]] = {}
+    epochs: dict[int, int] = {}
     real_backward, real_scaler_step = Tensor.backward, torch.amp.GradScaler.step
-    real_clip, real_batches, real_next = clip_grad_norm_, BatchSampler.__iter__, _BaseDataLoaderIter.__next__
+    real_clip, real_opened = clip_grad_norm_, _BaseDataLoaderIter.__init__
+    real_index, real_next = _BaseDataLoaderIter._next_index, _BaseDataLoaderIter.__next__
 
     def begins(optimizer: Any, args: Any, kwargs: Any) -> None:
         witness.look("gradient", _gradients(_parameters(optimizer)))
@@ -105,18 +105,23 @@ def _listening(witness: Witness) -> Iterator[None]:
         witness.look("gradient", _gradients(parameters))
         return real_clip(parameters, *args, **kwargs)
 
-    def batches(self: Any) -> Iterator[Any]:
-        epoch = epochs["sampler"] = epochs.get("sampler", -1) + 1
-        for index, items in enumerate(real_batches(self)):
-            sampled[epoch, index] = tuple(items)
-            yield items
+    def opened(self: Any, loader: Any) -> None:
+        self.witnessed = epochs.get(id(loader), 0), []
+        epochs[id(loader)] = self.witnessed[0] + 1
+        real_opened(self, loader)
+
+    def index(self: Any) -> Any:
+        found = real_index(self)
+        self.witnessed[1].append(tuple(item for item in found if item is not None))
+        return found
 
     def following(self: Any) -> Any:
         # Workers run ahead of the loop: what counts is what the loop was given.
-        epoch = epochs.setdefault(self, sum(isinstance(key, _BaseDataLoaderIter) for key in epochs))
         batch = real_next(self)
-        index = 0 if witness.batch is None or witness.batch[0] != epoch else witness.batch[1] + 1
-        witness.batch = epoch, index, sampled[epoch, index]
+        epoch, order = self.witnessed
+        given = self._num_yielded - 1
+        witness.batch = epoch, given, order[given]
+        witness.sampled[epoch, given] = order[given]
         return batch
 
     handles = (register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends))
@@ -125,7 +130,8 @@ def _listening(witness: Witness) -> Iterator[None]:
             mock.patch.object(Tensor, "backward", backward),
             mock.patch.object(torch.amp.GradScaler, "step", scaler_step),
             mock.patch.object(torch.nn.utils, "clip_grad_norm_", clip),
-            mock.patch.object(BatchSampler, "__iter__", batches),
+            mock.patch.object(_BaseDataLoaderIter, "__init__", opened),
+            mock.patch.object(_BaseDataLoaderIter, "_next_index", index),
             mock.patch.object(_BaseDataLoaderIter, "__next__", following),
         ):
             yield

@@ -12,7 +12,7 @@ class Quantise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, levels):
         ctx.levels = levels
-        return torch.round(x * levels.clamp(min=1)) / levels.clamp(min=1)
+        return torch.round(x * levels.clamp(min=1)) / levels.clamp(min=1)  # FAULT
 
     @staticmethod
     def backward(ctx, grad):

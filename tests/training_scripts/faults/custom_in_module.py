@@ -10,7 +10,7 @@ class Entropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, p):
         ctx.save_for_backward(p)
-        return -torch.xlogy(p, p).sum(-1)
+        return -torch.xlogy(p, p).sum(-1)  # FAULT
 
     @staticmethod
     def backward(ctx, grad):
