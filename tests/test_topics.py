@@ -465,6 +465,27 @@ def test_tiles_give_what_the_whole_row_gives() -> None:
     assert entropies[0] == entropies[1]
 
 
+# --- training -----------------------------------------------------------------------------------------
+
+
+def test_steps_left_are_doublings_left_times_their_steps() -> None:
+    (table,) = tables("watching-training")
+    for value, bits, *steps in table.rows:
+        assert value * 2.0**bits == pytest.approx(65504)
+        assert steps == pytest.approx([bits * 5, bits * 40, bits * 400])
+
+
+def test_a_loss_scale_lifts_what_vanishes_and_overflows_what_is_large() -> None:
+    numpy = pytest.importorskip("numpy")
+    (table,) = tables("loss-scale")
+    for scale, *kept in table.rows:
+        with numpy.errstate(over="ignore"):
+            assert kept == [float(numpy.float16(g * scale)) / scale for g in (1e-8, 1e-5, 3.0)]
+    assert table.rows[0][1] == 0
+    assert table.rows[-1][-1] == math.inf
+    assert "1e-8 in float16 is 0" in words(named("loss-scale"))
+
+
 # --- usage --------------------------------------------------------------------------------------------
 
 

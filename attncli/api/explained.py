@@ -226,7 +226,7 @@ _RANGES = {
     "ATT4": "how attention is computed: axis, masks, scale, dropout",
     "ATT5": "how large scores are",
     "ATT6": "how concentrated heads are",
-    "ATT7": "where NaN and Inf were born",
+    "ATT7": "where NaN and Inf were born, and how training goes wrong",
     "ATT8": "what was expected and is not so",
     "ATT9": "what became worse between two reports",
 }
@@ -244,6 +244,7 @@ _REPORTED_BY: dict[str, tuple[str, ...]] = {
     "ATT6": ("entropy", "overflow", "check"),
     "ATT7": ("nan-check", "check"),
     "ATT703": ("nan-check --steps",),
+    "ATT71": ("nan-check",),
     "ATT8": ("check",),
     "ATT9": ("diff",),
 }

@@ -17,6 +17,7 @@ from attncli.rules.origins import ORIGIN_RULES
 from attncli.rules.rule import Observed, Rule
 from attncli.rules.scales import SCALE_RULES
 from attncli.rules.scores import SCORE_RULES
+from attncli.rules.training import TRAINING_RULES, early_warnings
 from attncli.rules.values import VALUE_RULES
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Compared",
     "Observed",
     "Rule",
+    "early_warnings",
     "gravest_first",
     "judge",
     "judge_changes",
@@ -53,6 +55,7 @@ RULES: tuple[Rule, ...] = (
     *SCORE_RULES,
     *ENTROPY_RULES,
     *ORIGIN_RULES,
+    *TRAINING_RULES,
     *EXPECTATION_RULES,
     *DIFFERENCE_RULES,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -53,6 +53,19 @@ class Observed:
             else:
                 heads.setdefault(row.call, {}).setdefault(row.metric, {})[row.head] = float(row.value)
         return {call: (heads.get(call, {}), whole.get(call, {})) for call in {*heads, *whole}}
+
+    @cached_property
+    def series(self) -> Mapping[tuple[str, int, int, str | None], Mapping[str, Sequence[tuple[int, float]]]]:
+        """The samples of a training run: (layer, call, head, dtype) → metric → (step, value), gathered once.
+
+        What is not finite is past any trend and left out.
+        """
+        found: dict[tuple[str, int, int, str | None], dict[str, list[tuple[int, float]]]] = {}
+        for one in self.training.samples if self.training else ():
+            if math.isfinite(one.value):
+                metrics = found.setdefault((one.layer, one.call, one.head, one.dtype), {})
+                metrics.setdefault(one.metric, []).append((one.step, one.value))
+        return found
 
 
 class Rule(NamedTuple):

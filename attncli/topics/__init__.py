@@ -10,8 +10,16 @@ from attncli.topics.heads import HEAD_TOPICS
 from attncli.topics.health import HEALTH_TOPICS
 from attncli.topics.numerics import NUMERIC_TOPICS
 from attncli.topics.topic import Topic
+from attncli.topics.training import TRAINING_TOPICS
 from attncli.topics.usage import USAGE_TOPICS
 
 __all__ = ["TOPICS", "Topic"]
 
-TOPICS: tuple[Topic, ...] = (*BASIC_TOPICS, *HEAD_TOPICS, *HEALTH_TOPICS, *NUMERIC_TOPICS, *USAGE_TOPICS)
+TOPICS: tuple[Topic, ...] = (
+    *BASIC_TOPICS,
+    *HEAD_TOPICS,
+    *HEALTH_TOPICS,
+    *NUMERIC_TOPICS,
+    *TRAINING_TOPICS,
+    *USAGE_TOPICS,
+)
