@@ -1,0 +1,5 @@
+NAME = "a module next to the script"
+
+
+def fold(values):
+    return sum(values)
