@@ -22,11 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from attncli.trace.causes import SINGULAR_GRADIENTS, Case
 from attncli.trace.facts import exceeds
+from attncli.trace.naming import clean
 from attncli.trace.ops import op_of
 from attncli.trace.origins import user_place
+from attncli.trace.pairs import in_backward
 from attncli.trace.rewind import Rewind
 from attncli.trace.roles import POISONED, UNWRITTEN, is_view, tensors_of
-from attncli.trace.tape import Node, is_composite, is_number
+from attncli.trace.said import said
+from attncli.trace.tape import Node, is_composite, is_mark, is_number
 
 # Operator, module and line of the user's code: what a person changes when they change a line.
 Spot = tuple[str, str, str]
@@ -49,7 +52,8 @@ class Change:
     """All that is altered in one repetition. `words`: what a reader is told was done.
 
     `alters`: by the number of an operator; `of_kind`: at every operator of a kind or name, such as each softmax.
-    `held`: a parameter and the optimiser step from which on parameters stay as they were.
+    `held`: a parameter and the optimiser step from which on parameters stay as they were. `scaled`: factors for
+    parameters, by name, where that step lies before the run.
     """
 
     words: str
@@ -57,6 +61,7 @@ class Change:
     of_kind: dict[str, Alter] = field(default_factory=dict)
     around: Callable[[], Any] | None = None
     held: tuple[str, int] | None = None
+    scaled: dict[str, float] = field(default_factory=dict)
 
 
 class Captured(NamedTuple):
@@ -105,6 +110,8 @@ class Replay(TorchDispatchMode):
         kwargs = kwargs or {}
         if is_number(func, args):
             return args[0]
+        if is_mark(func):
+            return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -114,9 +121,9 @@ class Replay(TorchDispatchMode):
         op = op_of(func)
         name = op.name
         alter = self.of_kind.get(op.kind) or self.of_kind.get(op.full_name) or alter
-        if name in self._names and not _in_backward():
+        if name in self._names and not in_backward():
             alter = self.at_spots.get(self._spot(name)) or alter
-        if self.operators in self._asked and not _in_backward():
+        if self.operators in self._asked and not in_backward():
             self.found[self.operators] = self._spot(name)
         self.operators += 1
         if alter is not None and alter.before is not None:
@@ -149,7 +156,8 @@ class Replay(TorchDispatchMode):
         return result
 
     def _spot(self, name: str) -> Spot:
-        return name, self._modules[-1], str(user_place())
+        now = said()
+        return name, now.module if now is not None else self._modules[-1], str(user_place())
 
     def value(self, tensor: Tensor) -> Tensor:
         """A tensor as the repetition has it: in float64 where its own dtype could not hold it."""
@@ -314,7 +322,19 @@ def _nudge(case: Case) -> Change:
 def _hold(case: Case) -> Change:
     moved = max(case.book.moved.items(), key=lambda item: item[1][1] / max(item[1][0], 1e-30))
     name, (_, _, step) = moved
-    return Change(f"with the parameters as they were before optimiser step {step}", {}, held=(name, step))
+    if step <= case.book.steps_before:
+        factors = {
+            name: max(before, 1e-3) / after
+            for name, (before, after, at) in case.book.moved.items()
+            if at == step
+        }
+        words = f"with what optimiser step {step} moved scaled back to the size it had before"
+        return Change(words, scaled=factors)
+    return Change(
+        f"with the parameters as they were before optimiser step {step}",
+        {},
+        held=(name, step - case.book.steps_before),
+    )
 
 
 def _kernel(case: Case) -> Change:
@@ -352,8 +372,28 @@ def _chain(node: Node, most: int) -> Iterator[Node]:
 
 
 @contextmanager
+def _scaled(model: Any, factors: Mapping[str, float]) -> Iterator[None]:
+    known = {clean(name): parameter for name, parameter in model.named_parameters()}
+    before = [(known[name], known[name].detach().clone()) for name in factors if name in known]
+    with _disable_current_modes():
+        for name, factor in factors.items():
+            if name in known:
+                known[name].data.mul_(factor)
+    try:
+        yield
+    finally:
+        with _disable_current_modes():
+            for parameter, value in before:
+                parameter.data.copy_(value)
+
+
+@contextmanager
 def held_back(model: Any, change: Change) -> Iterator[None]:
-    """Undoes one optimiser step on all parameters."""
+    """Undoes one optimiser step on all parameters, or the growth that a step before the run gave to some."""
+    if change.scaled:
+        with _scaled(model, change.scaled):
+            yield
+        return
     from torch.optim.optimizer import (
         register_optimizer_step_post_hook,
         register_optimizer_step_pre_hook,
@@ -420,10 +460,6 @@ def _both(first: Alter, second: Alter) -> Alter:
 
 def _overlaps(tensor: Tensor) -> bool:
     return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _in_backward() -> bool:
-    return torch._C._current_autograd_node() is not None
 
 
 def _key(tensor: Tensor) -> Any:

@@ -17,7 +17,7 @@ from attncli.trace.facts import LARGEST
 from attncli.trace.nonfinite import Nonfinite, way
 from attncli.trace.proofs import MOST_PROOFS, NOT_NEEDED, Judged, Proofs
 from attncli.trace.rewind import Rewind
-from attncli.trace.steps import Run, run_step
+from attncli.trace.steps import NOTHING_BEFORE, Before, Run, run_step
 from attncli.trace.tape import Listener, Node
 
 
@@ -53,6 +53,7 @@ def find(
     beside: Listener | None = None,
     inputs: Sequence[tuple[str, Tensor]] = (),
     sound: Iterable[Tensor] = (),
+    before: Before = NOTHING_BEFORE,
 ) -> Found:
     """Runs `step(model)` once, and again for each proof.
 
@@ -60,14 +61,14 @@ def find(
     sum of its floating outputs), unless the step has gathered gradients itself. `limit`: a dtype; operators whose
     numbers it would not hold are listed. `capture`: the operator at the first birth is kept with its operands.
     `beside`: another listener of the first run; `inputs`: tensors that the step is given, by name; `sound`: parameters
-    that are known to hold numbers alone, and need not be looked at.
+    that are known to hold numbers alone, and need not be looked at; `before`: what a training did before this step.
     Afterwards the model is as one run of the step leaves it. Errors: whatever the step raises, unless what it tripped
     over was found.
     """
     rewind = Rewind(enabled=confirm or capture)
     rewind.begins(model)
     largest = LARGEST[limit] if limit else math.inf
-    run = run_step(model, step, backward, summed, rewind, on_operator, largest, beside, inputs, sound)
+    run = run_step(model, step, backward, summed, rewind, on_operator, largest, beside, inputs, sound, before)
     book = run.book
     cases = _cases(run)
     with ExitStack() as stack:

@@ -24,6 +24,7 @@ from attncli.trace.elements import at_once, explaining, fine_elements, finite, k
 from attncli.trace.facts import Given, facts_of
 from attncli.trace.ops import Op
 from attncli.trace.origins import user_place
+from attncli.trace.pairs import Pairs, gathers_gradients, in_backward
 from attncli.trace.reach import Reach
 from attncli.trace.rewind import Rewind
 from attncli.trace.roles import (
@@ -67,6 +68,8 @@ class Nonfinite:
     named: Mapping[str, str] = field(default_factory=dict)
     # Large parameters that an optimiser moved: name → (largest magnitude before, after, the step).
     moved: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+    # Optimiser steps that were taken before this run, of which `moved` may know.
+    steps_before: int = 0
     # For each update of a loss scaler, whether it saw bad gradients.
     skipped: list[bool] = field(default_factory=list)
     # The newest value that is bad and was not meant to be.
@@ -78,7 +81,7 @@ class Nonfinite:
     _seen: set[int] = field(default_factory=set)
     _absmax: dict[str, float] = field(default_factory=dict)
     _forwards: dict[int, Forward] = field(default_factory=dict)
-    _sequence: int = 0
+    _pairs: Pairs = field(default_factory=Pairs)
     _before: dict[int, Tensor] = field(default_factory=dict)
 
     # --- what the tape asks ---------------------------------------------------------------------------
@@ -411,23 +414,18 @@ class Nonfinite:
     # --- phases ---------------------------------------------------------------------------------------
 
     def _phase(self, tape: Tape, op: Op, node: Node) -> str:
-        running = torch._C._current_autograd_node()
-        if running is not None:
-            self.own_backward = self.own_backward or "AccumulateGrad" in running.name()
+        if in_backward():
+            self.own_backward = self.own_backward or gathers_gradients()
             if self.backward_from is None:
                 self.backward_from = node.at
             return "backward"
-        sequence = torch._C._autograd._get_sequence_nr()
-        if sequence != self._sequence:
-            forward = Forward(op.name, node.module, user_place(), tape.operators - 1, node)
-            for number in range(max(self._sequence, sequence - _MOST_KEPT), sequence):
-                self._forwards[number] = forward
-            self._sequence = sequence
+        if self._pairs.runs(node.at):
+            self._forwards[node.at] = Forward(op.name, node.module, user_place(), node.at, node)
         return "optimizer" if self.in_optimizer else "forward"
 
     def _forward(self) -> Forward | None:
-        node = torch._C._current_autograd_node()
-        return self._forwards.get(node._sequence_nr()) if node is not None else None
+        at = self._pairs.forward()
+        return self._forwards.get(at) if at is not None else None
 
     def _look(self, tensor: Tensor) -> tuple[float, float]:
         """Smallest and largest element; NaN where there is one; (0, 0) of a dtype that cannot be compared."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from attncli.trace.said import said
 from attncli.trace.tape import Node, Tape
 
 
@@ -156,11 +157,14 @@ def user_place() -> Place | None:
 
     Code of ours that repeats what a line of the user's did before says which: in a local variable `said_place`.
     """
+    now = said()
+    if now is not None:
+        return Place(*now.place) if now.place is not None else None
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if name.startswith("attncli.") and (said := frame.f_locals.get("said_place")) is not None:
-            return Place(*said)
+        if name.startswith("attncli.") and (own := frame.f_locals.get("said_place")) is not None:
+            return Place(*own)
         if name.partition(".")[0] not in ("torch", "attncli"):
             file = frame.f_code.co_filename
             # The code of an exported program is generated: its lines are nobody's.

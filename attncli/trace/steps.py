@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -15,10 +15,24 @@ from attncli.trace import watched
 from attncli.trace.naming import clean, named_inputs, tensors_in
 from attncli.trace.nonfinite import Nonfinite, visible
 from attncli.trace.reach import Reach
+from attncli.trace.recorder import Recorder
 from attncli.trace.rewind import Rewind
 from attncli.trace.tape import LEAF, Listener, Node, Tape, place_of
 from attncli.trace.together import Together
 from attncli.trace.trails import Trail
+
+
+class Before(NamedTuple):
+    """A training before the step that is looked at: how many optimiser steps it took, and what they threw far out.
+
+    `moved`: name of a parameter → (its largest magnitude before, after, the step).
+    """
+
+    steps: int
+    moved: Mapping[str, tuple[float, float, int]]
+
+
+NOTHING_BEFORE = Before(0, {})
 
 
 @dataclass
@@ -43,13 +57,16 @@ def run_step(
     beside: Listener | None = None,
     inputs: Sequence[tuple[str, Tensor]] = (),
     sound: Iterable[Tensor] = (),
+    before: Before = NOTHING_BEFORE,
 ) -> Run:
     """One run of `step(model)`. `beside`: another listener of the same run. `inputs`: tensors that are given to it.
 
-    `sound`: parameters that are known to hold numbers alone.
+    `sound`: parameters that are known to hold numbers alone. `before`: what earlier steps of the training did.
     """
     known = frozenset(place_of(tensor) for tensor in sound) - {None}
     book = Nonfinite(rewind=rewind, on_operator=on_operator, reach=Reach(limit), sound=known)
+    book.steps_before = book.optimizer_steps = before.steps
+    book.moved.update(before.moved)
     listener = book if beside is None else Together(book, beside)
     tape = Tape(listener)
     run = Run(tape, book)
@@ -60,7 +77,15 @@ def run_step(
         tape.name_parameters(buffers)
         book.named = dict.fromkeys((name for name, _ in buffers), "buffer")
     tape.name_inputs(inputs)
-    with watched(model, tape, listener) as notes, _optimizers(tape, book), _inputs(model, tape), tape:
+    recorder = beside if isinstance(beside, Recorder) else None
+    if recorder is not None:
+        recorder.begins(model, before.steps, before.moved)
+    with (
+        watched(model, tape, listener) as notes,
+        _optimizers(tape, book, recorder),
+        _inputs(model, tape),
+        tape,
+    ):
         try:
             run.result = step(model)
             own_backward = book.own_backward
@@ -71,6 +96,8 @@ def run_step(
     if tape.failure is not None:
         raise tape.failure
     run.changed = tuple(notes)
+    if recorder is not None:
+        recorder.ends(tape, list(tensors_shown(model, run.result)), run.raised)
     # What the run did not write to is not looked at again.
     named = [
         (name, tensor)
@@ -119,13 +146,18 @@ def loss_of(result: Any, summed: bool = True) -> Tensor | None:
 
 
 @contextmanager
-def _optimizers(tape: Tape, book: Nonfinite) -> Iterator[None]:
-    handles = (
-        register_optimizer_step_pre_hook(lambda optimizer, args, kwargs: book.optimizer_begins(optimizer)),
-        register_optimizer_step_post_hook(
-            lambda optimizer, args, kwargs: book.optimizer_ends(tape, optimizer)
-        ),
-    )
+def _optimizers(tape: Tape, book: Nonfinite, recorder: Recorder | None) -> Iterator[None]:
+    def begins(optimizer: Any, args: Any, kwargs: Any) -> None:
+        book.optimizer_begins(optimizer)
+        if recorder is not None:
+            recorder.optimizer_begins(tape, optimizer)
+
+    def ends(optimizer: Any, args: Any, kwargs: Any) -> None:
+        book.optimizer_ends(tape, optimizer)
+        if recorder is not None:
+            recorder.optimizer_ends(tape)
+
+    handles = (register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends))
     try:
         yield
     finally:

@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attncli.trace.ops import Op, op_of
+from attncli.trace.said import said
 
 # Tensors up to this size may be held by a node: scalars, factors per head, a norm's gain.
 SMALL = 512
@@ -124,6 +125,12 @@ class Tape(TorchDispatchMode):
         self._held: list[Any] = []  # storages whose address stands in _names: no other may take it meanwhile
         self._serial = 0
 
+    @property
+    def module(self) -> str:
+        """The path of the innermost module that runs now."""
+        now = said()
+        return now.module if now is not None else self.modules[-1]
+
     def name_parameters(self, named: Iterable[tuple[str, Tensor]]) -> None:
         for name, tensor in named:
             storage = _storage(tensor)
@@ -173,7 +180,7 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         if is_number(func, args):
             return args[0]
-        if self.failure is not None:
+        if self.failure is not None or is_mark(func):
             return func(*args, **kwargs)
         if torch.is_inference_mode_enabled() and is_composite(func):
             # Without autograd nothing has taken these apart before they come here.
@@ -268,7 +275,7 @@ class Tape(TorchDispatchMode):
                 operands,
                 tuple(tensor.shape),
                 tensor.dtype,
-                self.modules[-1],
+                self.module,
                 number,
                 constant,
                 sources,
@@ -292,7 +299,7 @@ class Tape(TorchDispatchMode):
             (),
             shape,
             tensor.dtype,
-            self.modules[-1],
+            self.module,
             0,
             constant,
             sources,
@@ -311,7 +318,7 @@ class Tape(TorchDispatchMode):
             (ref,),
             shape,
             tensor.dtype,
-            self.modules[-1],
+            self.module,
             0,
             last.constant,
             last.sources,
@@ -414,6 +421,11 @@ class _Storages:
 def is_number(func: Any, args: tuple[Any, ...]) -> bool:
     """A number of a traced program, which arrives here as one and not as the tensor that is asked for its value."""
     return func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], (int, float, bool))
+
+
+def is_mark(func: Any) -> bool:
+    """Whether it only marks a stretch of the run for a profiler, as optimisers do: no operator."""
+    return getattr(func, "namespace", None) == "profiler"
 
 
 @cache
