@@ -8,10 +8,21 @@ PYTEST_DONT_REWRITE: there are no assertions for pytest to rewrite, and importin
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AttncliError", "Report", "__version__", "check", "diff", "inspect", "measure", "nan_check"]
+__all__ = [
+    "AttncliError",
+    "Report",
+    "TrainingFault",
+    "__version__",
+    "check",
+    "diff",
+    "inspect",
+    "measure",
+    "nan_check",
+    "watch",
+]
 
 if TYPE_CHECKING:
-    from attncli.api import Report, check, diff, inspect, measure, nan_check
+    from attncli.api import Report, TrainingFault, check, diff, inspect, measure, nan_check, watch
     from attncli.errors import AttncliError
 
 _HOMES = {
@@ -21,6 +32,8 @@ _HOMES = {
     "measure": "attncli.api",
     "nan_check": "attncli.api",
     "Report": "attncli.api",
+    "TrainingFault": "attncli.api",
+    "watch": "attncli.api",
     "AttncliError": "attncli.errors",
 }
 

@@ -11,6 +11,8 @@ __all__ = [
     "Choice",
     "Progress",
     "Report",
+    "TrainingFault",
+    "Watch",
     "baseline_text",
     "check",
     "check_model",
@@ -23,6 +25,7 @@ __all__ = [
     "nan_check",
     "nan_check_model",
     "read_report",
+    "watch",
     "with_findings",
 ]
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from attncli.api.forward import measure, measure_model
     from attncli.api.nan import nan_check, nan_check_model
     from attncli.api.report import Progress, Report, with_findings
+    from attncli.api.watching import TrainingFault, Watch, watch
     from attncli.api.weights import inspect
 
 _HOMES = {
@@ -42,6 +46,7 @@ _HOMES = {
     "forward": ("measure", "measure_model"),
     "nan": ("nan_check", "nan_check_model"),
     "report": ("Progress", "Report", "with_findings"),
+    "watching": ("TrainingFault", "Watch", "watch"),
     "weights": ("inspect",),
 }
 

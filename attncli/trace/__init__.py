@@ -26,6 +26,7 @@ __all__ = [
     "Maps",
     "Trace",
     "kept",
+    "listening",
     "named_inputs",
     "named_tensors",
     "named_weights",
@@ -72,20 +73,39 @@ def trace(
     module path are measured. `maps`: the heads whose probabilities are drawn; None draws none.
     Errors: whatever `run` raises.
     """
+    with kept(model), listening(model, wanted=wanted, on_call=on_call, maps=maps) as heard:
+        heard.tape.name_inputs(named_inputs(model, args, kwargs or {}))
+        result = run()
+    if heard.tape.failure is not None:
+        raise heard.tape.failure
+    return told(heard.listener, heard.tape.operators, heard.notes, surroundings(model, args), result)
+
+
+class Heard(NamedTuple):
+    listener: Attention
+    tape: Tape
+    notes: list[str]
+
+
+@contextmanager
+def listening(
+    model: Any,
+    *,
+    wanted: Callable[[str], bool] = lambda module: True,
+    on_call: Callable[[int], None] | None = None,
+    maps: Maps | None = None,
+) -> Iterator[Heard]:
+    """Hears every attention call that runs inside. Where the tape failed, `tape.failure` says why."""
     listener = Attention(wanted, on_call, maps)
     tape = Tape(listener)
     if isinstance(model, nn.Module):
         for named in (model.named_parameters(), model.named_buffers()):
             tape.name_parameters((clean(name), tensor) for name, tensor in named)
-    tape.name_inputs(named_inputs(model, args, kwargs or {}))
     try:
-        with kept(model), watched(model, tape, listener) as notes, tape:
-            result = run()
+        with watched(model, tape, listener) as notes, tape:
+            yield Heard(listener, tape, notes)
     finally:
         listener.close()
-    if tape.failure is not None:
-        raise tape.failure
-    return told(listener, tape.operators, notes, surroundings(model, args), result)
 
 
 def told(

@@ -1,0 +1,230 @@
+"""A step that went wrong → repeated under the tape: the origins of what is bad in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from attncli.trace.nan import Found
+    from attncli.trace.tape import Listener
+    from attncli.training.monitor import Monitor, Sighting
+    from attncli.training.program import Entry
+
+
+class Replayed(NamedTuple):
+    """`found`: what the repetition showed, None where there was none; `why` says why. `model`: what was repeated."""
+
+    found: Found | None
+    why: str
+    model: Any
+    notes: tuple[str, ...] = ()
+
+
+def replayed(
+    monitor: Monitor, sighting: Sighting, *, confirm: bool = True, beside: Listener | None = None
+) -> Replayed:
+    """Repeats the step of a sighting. Afterwards gradients, buffers, random states and weights are as they are now."""
+    model = model_of(monitor)
+    if sighting.seen == "parameter":
+        return _update(monitor, sighting, model, confirm, beside)
+    if monitor.program.full:
+        return Replayed(None, "the step does more outside its modules than is written down", model)
+    entries = monitor.program.needed()
+    if not entries:
+        return Replayed(None, "no module was called in it, so nothing was written down to repeat", model)
+    notes = _overwritten(monitor)
+    inputs = _inputs(monitor)
+    why = ""
+    for part in (entries, _without_cuts(entries)):
+        if not part:
+            continue
+        try:
+            found = _found(monitor, sighting, model, part, confirm, beside, inputs)
+        except Exception as error:  # noqa: BLE001 - what a repetition raises says that it is none
+            why = why or f"its repetition raised {type(error).__name__}: {_first_line(error)}"
+            continue
+        if found.origins:
+            return Replayed(found, "", model, notes)
+        why = why or "repeated with the same batch and the same random numbers, it gave finite numbers"
+        return Replayed(found, why, model, notes)
+    return Replayed(None, why, model, notes)
+
+
+def model_of(monitor: Monitor) -> Any:
+    """The model of a step: its outermost module, or several side by side under their names in the script."""
+    from torch import nn
+
+    called = {id(inside(module)) for module in monitor.program.modules()}
+    found = [inside(module) for module in monitor.models()]
+    with_weights = [module for module in found if next(module.parameters(), None) is not None]
+    used = [module for module in with_weights if not called or called & {id(m) for m in module.modules()}]
+    chosen = used or with_weights or found
+    if len(chosen) == 1:
+        return chosen[0]
+    together = nn.Module()
+    for name, module in zip(monitor.called(chosen), chosen, strict=True):
+        together.add_module(name, module)
+    return together
+
+
+def inside(module: Any) -> Any:
+    """The module that a wrapper runs: repeating must not talk to other processes, and runs no compiled code."""
+    while True:
+        kind = type(module).__name__
+        if kind in _WRAPPERS and hasattr(module, _WRAPPERS[kind]):
+            module = getattr(module, _WRAPPERS[kind])
+        else:
+            return module
+
+
+# --- the two kinds of repetition ----------------------------------------------------------------------
+
+
+def _found(
+    monitor: Monitor,
+    sighting: Sighting,
+    model: Any,
+    entries: Sequence[Entry],
+    confirm: bool,
+    beside: Listener | None,
+    inputs: Sequence[tuple[str, Any]],
+) -> Found:
+    """The forward and backward passes of the step, from no gradients on."""
+    from attncli.trace.nan import find
+    from attncli.trace.rewind import random_states
+    from attncli.trace.steps import Before
+    from attncli.training.program import repeat
+
+    def step(_: Any) -> Any:
+        shown = repeat(list(entries), inside)
+        return shown[0] if len(shown) == 1 else shown
+
+    moved = {
+        one.parameter: (one.before, one.after, one.step)
+        for one in monitor.moved
+        if sighting.step - one.step <= _ECHOES
+    }
+    with ExitStack() as stack:
+        for put_back in random_states():
+            stack.callback(put_back)
+        stack.enter_context(_without_gradients(model, entries))
+        stack.enter_context(monitor.buffers.as_then())
+        return find(
+            model,
+            step,
+            backward=False,
+            confirm=confirm,
+            beside=beside,
+            inputs=inputs,
+            before=Before(sighting.step - 1, moved),
+        )
+
+
+def _update(
+    monitor: Monitor, sighting: Sighting, model: Any, confirm: bool, beside: Listener | None
+) -> Replayed:
+    """The update of the optimiser alone, on the gradients that it had."""
+    from attncli.trace.nan import find
+    from attncli.trace.rewind import random_states
+    from attncli.trace.steps import Before
+
+    if sighting.copies is None:
+        return Replayed(None, "the weights from before the update were not kept", model)
+    optimizer = sighting.optimizer
+
+    def step(_: Any) -> None:
+        optimizer.step()
+
+    with ExitStack() as stack:
+        for put_back in random_states():
+            stack.callback(put_back)
+        stack.enter_context(sighting.copies.untouched())
+        try:
+            before = Before(sighting.step - 1, {})
+            found = find(model, step, backward=False, confirm=confirm, beside=beside, before=before)
+        except Exception as error:  # noqa: BLE001
+            why = f"the repetition of the update raised {type(error).__name__}: {_first_line(error)}"
+            return Replayed(None, why, model)
+    why = "" if found.origins else "repeated on the same gradients, the update gave finite numbers"
+    return Replayed(found, why, model)
+
+
+# --- building blocks ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _without_gradients(model: Any, entries: Sequence[Entry]) -> Iterator[None]:
+    """Gradients are gathered anew, and those that are there now are given back."""
+    from torch import nn
+
+    leaves = {id(p): p for p in model.parameters()}
+    for entry in entries:
+        if isinstance(entry.what, nn.Module):
+            leaves.update((id(p), p) for p in entry.what.parameters())
+    before = [(leaf, leaf.grad) for leaf in leaves.values()]
+    for leaf, _ in before:
+        leaf.grad = None
+    try:
+        yield
+    finally:
+        for leaf, gradient in before:
+            leaf.grad = gradient
+
+
+def _without_cuts(entries: Sequence[Entry]) -> list[Entry]:
+    """What can be repeated of a step part of which was not seen: everything that does not depend on that part."""
+    from attncli.training.program import is_cut
+
+    lost: set[int] = set()
+    kept: list[Entry] = []
+    for entry in entries:
+        if entry.is_backward or is_cut(entry) or lost & entry.reads:
+            lost |= {*entry.outputs}
+        else:
+            kept.append(entry)
+    return kept if len(kept) < len(entries) else []
+
+
+def _overwritten(monitor: Monitor) -> tuple[str, ...]:
+    """A note where tensors that the step was given were written to since."""
+    changed = [
+        one.tensor
+        for one in monitor.program.given()
+        if not one.tensor.is_inference()
+        and one.tensor._version != one.version
+        and not one.tensor.requires_grad
+        and one.tensor.grad_fn is None
+    ]
+    if not changed:
+        return ()
+    shapes = ", ".join(str(tuple(one.shape)) for one in changed[:3])
+    return (f"{len(changed)} tensors that the step was given were written to since (shapes {shapes})",)
+
+
+def _inputs(monitor: Monitor) -> list[tuple[str, Any]]:
+    """Tensors of the batch that go to functions beside the model, under their place in the batch."""
+    from attncli.training.loaders import named
+
+    given = [one.tensor for one in monitor.program.given()]
+    batch = monitor.loaders.of(given)
+    if batch is None:
+        return []
+    first = {id(tensor) for module in monitor.program.first_given() for tensor in module}
+    return [(name, tensor) for name, tensor in named(batch.value) if id(tensor) not in first]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_WRAPPERS: Mapping[str, str] = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+# A parameter that a step threw out makes the next steps overflow, seldom a later one.
+_ECHOES = 4

@@ -1,0 +1,360 @@
+"""A training run, watched: what goes wrong → the step repeated → a report; what grows → a warning in time."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attncli import __version__
+from attncli.api.joining import memory_layers
+from attncli.api.nan import operators_seen, placed
+from attncli.api.report import Report, environment
+from attncli.errors import AttncliError
+from attncli.records import Fault, Finding, Layer, Sample, Step, Training
+from attncli.rules import Observed, judge
+from attncli.rules.training import early_warnings
+
+if TYPE_CHECKING:
+    from attncli.api.replaying import Replayed
+    from attncli.training.monitor import Sighting
+
+
+class TrainingFault(AttncliError):  # noqa: N818 - what it tells of is the fault of a step
+    """A training step went wrong. `report`: where and why, as `attncli nan-check` gives it."""
+
+    def __init__(self, report: Report, text: str) -> None:
+        self.report = report
+        super().__init__("training", f"{text}.", "The report says where it began: print(error.report).")
+
+
+# What happens on a fault: an exception, nothing, or what a function of the report decides by raising.
+OnFault = Literal["raise", "continue"] | Callable[[Report], Any]
+
+
+def watch(
+    model: Any = None,
+    optimizer: Any = None,
+    *,
+    every: int = 50,
+    log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    capsule: str | Path | None = None,
+    on_fault: OnFault = "raise",
+    confirm: bool = True,
+) -> Watch:
+    """Watches the training that runs inside `with attncli.watch(model):`, at almost no cost.
+
+    `model`, `optimizer`: whose updates are looked at; without them those of every optimiser. `every`: the attention
+    of one step in so many is measured (0: none). `log`: a file that gets one JSON line for each of these steps;
+    `tensorboard`: a folder for the same. `capsule`: a folder that a faulty step is written to. `on_fault`: "raise" ends
+    the training with a `TrainingFault` before the bad update is made, "continue" lets it go on, a function is called
+    with the report. `confirm`: whether causes are proved by repeating the step.
+
+    Nothing is left behind on exit. Errors: UsageError where a file cannot be written; `TrainingFault`.
+    """
+    return Watch(
+        source={"kind": "code", "path": type(model).__name__ if model is not None else "training"},
+        wants=_wanted(model, optimizer),
+        every=every,
+        log=log,
+        tensorboard=tensorboard,
+        capsule=capsule,
+        on_fault=on_fault,
+        confirm=confirm,
+    )
+
+
+class Watch:
+    """A training run that is watched. `reports`: one per fault that was looked into; `warnings`: those given early."""
+
+    def __init__(
+        self,
+        *,
+        source: Mapping[str, Any],
+        wants: Callable[[Any], bool] = lambda optimizer: True,
+        every: int = 50,
+        log: str | Path | None = None,
+        tensorboard: str | Path | None = None,
+        capsule: str | Path | None = None,
+        on_fault: OnFault = "raise",
+        confirm: bool = True,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        from attncli.training.monitor import Monitor, told_on_stderr
+
+        self.source, self.on_fault, self.confirm = source, on_fault, confirm
+        self.capsule = Path(capsule) if capsule is not None else None
+        self.tell = tell or told_on_stderr
+        self.monitor = Monitor(self, every=every, wants=wants)
+        self.reports: list[Report] = []
+        self.warnings: list[Finding] = []
+        self._writers = _writers(log, tensorboard)
+        self._series: dict[tuple[str, int, int, str], deque[Sample]] = {}
+        self._fresh: list[Sample] = []
+        self._told: set[tuple[str, str | None]] = set()
+        self._began = time.monotonic()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Watch:
+        from attncli.training.hooks import hooked
+
+        self._stack.enter_context(hooked(self.monitor))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+        for writer in self._writers:
+            writer.close()
+
+    @property
+    def report(self) -> Report:
+        """What was seen so far: the report of the first fault, or of a run without one."""
+        return self.reports[0] if self.reports else self._report(None, None)
+
+    # --- what the monitor tells -----------------------------------------------------------------------
+
+    def went_wrong(self, sighting: Sighting) -> BaseException | None:
+        if len(self.reports) >= _MOST_REPORTS:
+            return None
+        from attncli.api.replaying import replayed
+
+        again = replayed(self.monitor, sighting, confirm=self.confirm)
+        report = self._report(sighting, again)
+        self.reports.append(report)
+        return self._decided(report)
+
+    def sampling(self, module: Any, step: int) -> AbstractContextManager[None] | None:
+        """A measurement of the attention of one call, while it runs; None where that has to be another call."""
+        return None if _compiles(module) else self._measured(module, step)
+
+    def sample_again(self, module: Any, args: Any, kwargs: Any, step: int) -> None:
+        """Measures a call of a compiled module by another, uncompiled one."""
+        from attncli.api.replaying import inside
+        from attncli.trace import kept, undisturbed
+
+        with kept(module), undisturbed(), self._measured(inside(module), step):
+            inside(module)(*args, **kwargs)
+
+    def stepped(self, step: Step) -> None:
+        samples, self._fresh = self._fresh, []
+        if samples:
+            self._warn_early(step)
+        if self._writers and (samples or (self.monitor.every and step.number % self.monitor.every == 0)):
+            from attncli.training.log import line_of
+
+            line = line_of(step, samples, time.monotonic() - self._began)
+            for writer in self._writers:
+                writer.write(line)
+
+    def broken(self, error: Exception) -> None:
+        import traceback
+
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        self.tell(
+            f"the watch failed and is off ({type(error).__name__}: {error}; {place}); the training goes on"
+        )
+
+    # --- measuring ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _measured(self, module: Any, step: int) -> Iterator[None]:
+        from attncli.api.replaying import inside
+        from attncli.trace import listening, surroundings, told
+
+        with listening(inside(module)) as heard:
+            yield
+        if heard.tape.failure is not None:
+            raise heard.tape.failure
+        found = told(heard.listener, heard.tape.operators, heard.notes, surroundings(module, ()), None)
+        for sample in _samples(found, step):
+            key = (sample.layer, sample.call, sample.head, sample.metric)
+            self._series.setdefault(key, deque(maxlen=_KEPT)).append(sample)
+            self._fresh.append(sample)
+
+    def _warn_early(self, step: Step) -> None:
+        for finding in early_warnings(self._training(None)):
+            key = (finding.code, finding.layer)
+            if key not in self._told:
+                self._told.add(key)
+                self.warnings.append(finding)
+                self.tell(f"step {step.number}: {finding.severity}: {finding.message} ({finding.code})")
+
+    # --- the report -----------------------------------------------------------------------------------
+
+    def _training(self, fault: Fault | None) -> Training:
+        monitor = self.monitor
+        return Training(
+            monitor.step - 1,
+            tuple(monitor.steps),
+            tuple(sorted((one for row in self._series.values() for one in row), key=lambda one: one.step)),
+            tuple(monitor.moved),
+            tuple(monitor.optimizers.values()),
+            fault,
+        )
+
+    def _report(self, sighting: Sighting | None, again: Replayed | None) -> Report:
+        from attncli.api.replaying import model_of
+        from attncli.trace import surroundings
+
+        model = again.model if again is not None else model_of(self.monitor)
+        layers: tuple[Layer, ...] = memory_layers(model, ())
+        found = again.found if again is not None else None
+        origins = placed(found.origins, layers) if found is not None else ()
+        fault = self._fault(sighting, again) if sighting is not None and again is not None else None
+        training = self._training(fault)
+        if fault is not None:
+            training = replace(training, seen=fault.step)
+        return Report(
+            command="nan-check",
+            version=__version__,
+            source=self.source,
+            environment={**environment(), **surroundings(model, ())},
+            layers=layers,
+            origins=origins,
+            findings=judge(Observed(layers, origins=origins, training=training)),
+            run={
+                "batch": "training",
+                "inputs": {},
+                **(operators_seen(found) if found is not None else _NO_OPERATORS),
+                "training": {
+                    **_plain(training),
+                    "capsule": None,
+                    "world": 1,
+                    "faults": self.monitor.faults,
+                    "stopped": fault is not None and self.on_fault != "continue",
+                },
+                "notes": [],
+            },
+            notes=(*(again.notes if again is not None else ()), *(found.notes if found is not None else ())),
+        )
+
+    def _fault(self, sighting: Sighting, again: Replayed) -> Fault:
+        monitor = self.monitor
+        names = monitor.names()
+        batch = monitor.loaders.of([one.tensor for one in monitor.program.given()])
+        if batch is None and monitor.loaders.recent:
+            batch = monitor.loaders.recent[-1] if len(monitor.loaders.recent) == 1 else None
+        last = monitor.program.entries[-1] if monitor.program.entries else None
+        return Fault(
+            sighting.step,
+            sighting.seen,
+            sighting.value,
+            tuple(names.get(id(one), "a parameter") for one in sighting.parameters[:_MOST_NAMED]),
+            batch.facts() if batch is not None else None,
+            bool(again.found.origins) if again.found is not None else None,
+            again.why,
+            sighting.seen != "parameter" or sighting.copies is not None,
+            _line(last.place) if last is not None and last.place is not None else None,
+            None,
+        )
+
+    def _decided(self, report: Report) -> BaseException | None:
+        if self.on_fault == "continue":
+            return None
+        if self.on_fault == "raise":
+            from attncli.render.training import notice
+
+            training = (report.run or {})["training"]
+            return TrainingFault(report, notice(training["fault"]))
+        try:
+            self.on_fault(report)
+        except BaseException as error:  # noqa: BLE001 - what the user's function raises ends the training
+            return error
+        return None
+
+
+# --- building blocks ----------------------------------------------------------------------------------
+
+
+def _wanted(model: Any, optimizer: Any) -> Callable[[Any], bool]:
+    if optimizer is not None:
+        optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+        inner = {id(getattr(one, "optimizer", one)) for one in optimizers} | {id(one) for one in optimizers}
+        return lambda one: id(one) in inner
+    if model is None:
+        return lambda one: True
+    mine = {id(parameter) for parameter in model.parameters()}
+    return lambda one: any(id(p) in mine for group in one.param_groups for p in group["params"])
+
+
+def _writers(log: str | Path | None, tensorboard: str | Path | None) -> list[Any]:
+    if log is None and tensorboard is None:
+        return []
+    from attncli.training.log import JsonLines, TensorBoard
+
+    return [
+        *([JsonLines(Path(log))] if log is not None else []),
+        *([TensorBoard(Path(tensorboard))] if tensorboard is not None else []),
+    ]
+
+
+def _compiles(module: Any) -> bool:
+    """Whether code is compiled in this process: uncompiled, its numbers would be others."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return False
+    counters = getattr(getattr(dynamo, "utils", None), "counters", {})
+    return bool(counters.get("frames", {}).get("total")) or type(module).__name__ == "OptimizedModule"
+
+
+def _samples(found: Any, step: int) -> Iterator[Sample]:
+    calls = {call.index: call for call in found.calls}
+    headroom = {
+        (row.call, row.head): row.value
+        for row in found.measurements
+        if row.call in calls and row.metric == f"headroom_bits_{calls[row.call].scores_dtype}"
+    }
+    for row in found.measurements:
+        if row.metric in _SAMPLED and row.head is not None and isinstance(row.value, (int, float)):
+            call = calls[row.call]
+            stored = call.scores_dtype if call.stored != "nothing" else None
+            yield Sample(step, call.module, call.index, row.head, row.metric, float(row.value), stored)
+            bits = headroom.get((row.call, row.head))
+            if row.metric == "dot_absmax" and stored is not None and isinstance(bits, (int, float)):
+                bits = _stored_bits(float(bits), call)
+                yield Sample(step, call.module, call.index, row.head, "headroom_bits", bits, stored)
+
+
+def _stored_bits(bits: float, call: Any) -> float:
+    """Bits of headroom of what is written to memory: q·k itself, or with the factors that stand before the product."""
+    import math
+
+    if call.stored != "scaled":
+        return bits
+    factor = math.prod(value for place, value in call.factors.items() if place in ("query", "key"))
+    return bits - math.log2(abs(factor)) if factor else bits
+
+
+def _plain(training: Training) -> dict[str, Any]:
+    return {
+        "seen": training.seen,
+        "steps": [asdict(step) for step in training.steps],
+        "fault": asdict(training.fault) if training.fault is not None else None,
+        "moved": [asdict(one) for one in training.moved],
+        "optimizers": [asdict(one) for one in training.optimizers],
+        "samples": [asdict(one) for one in training.samples[-_MOST_SAMPLES:]],
+    }
+
+
+def _line(place: tuple[str, int]) -> str:
+    from attncli.trace.origins import Place
+
+    return str(Place(*place))
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+_NO_OPERATORS: Mapping[str, Any] = {"operators": 0, "operators_by_phase": {}, "headroom_bits": {}}
+_SAMPLED = ("entropy", "entropy_ratio", "entropy_rest", "score_max", "dot_absmax")
+_KEPT = 64
+_MOST_SAMPLES = 2048
+_MOST_NAMED = 32
+# With `on_fault="continue"`: the faults after these are counted alone.
+_MOST_REPORTS = 3

@@ -1,0 +1,80 @@
+"""Whether gradients and parameters are finite, in one pass over each, and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of each tensor, as one float32 vector on the CPU or on their first device; NaN and Inf spread to it.
+
+    A norm may overflow where all elements are finite: what is not finite here has to be looked at with `bad`.
+    """
+    if not tensors:
+        return torch.zeros(0)
+    local = [_plain(tensor) for tensor in tensors]
+    device = local[0].device
+    if device.type == "cpu" or len({(one.device, one.dtype) for one in local}) > 1:
+        return torch.stack([_norm(one).to(device) for one in local])
+    return torch.stack([one.float() for one in torch._foreach_norm(local)])
+
+
+def largest(tensors: Sequence[Tensor]) -> Tensor:
+    """The largest magnitude in each tensor, as one vector; NaN spreads to it."""
+    local = [_plain(tensor) for tensor in tensors]
+    local = [one if one.numel() else one.new_zeros(1) for one in local]
+    if not local:
+        return torch.zeros(0)
+    device = local[0].device
+    if device.type == "cpu" or len({(one.device, one.dtype) for one in local}) > 1:
+        pairs = [torch.stack(torch.aminmax(one.abs() if one.is_complex() else one)) for one in local]
+        return torch.stack([pair.float().to(device) for pair in pairs]).abs().amax(1)
+    return torch.stack([one.float() for one in torch._foreach_norm(local, float("inf"))])
+
+
+def bad(tensor: Tensor) -> str:
+    """ "nan", "+inf", "-inf", or "" where every element is finite."""
+    local = _plain(tensor)
+    if not (local.is_floating_point() or local.is_complex()) or bool(torch.isfinite(local).all()):
+        return ""
+    if bool(torch.isnan(local).any()):
+        return "nan"
+    return "+inf" if not local.is_complex() and bool(torch.isposinf(local).any()) else "-inf"
+
+
+def absmax(tensor: Tensor) -> float:
+    local = _plain(tensor)
+    return float(local.detach().abs().amax()) if local.numel() else 0.0
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor alone."""
+    return hasattr(tensor, "to_local")
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        # Half the time of a norm, and one pass all the same.
+        flat = tensor.view(-1)
+        return torch.dot(flat, flat).sqrt()
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide(tensor))
+    return norm.float()
+
+
+def _wide(tensor: Tensor) -> torch.dtype | None:
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The values that lie in this process: the shard of a distributed tensor, what a sparse one holds."""
+    given: Any = tensor.detach()
+    if hasattr(given, "to_local"):
+        given = given.to_local()
+    if given.layout is not torch.strided:
+        given = given.coalesce().values() if given.layout is torch.sparse_coo else given.values()
+    found: Tensor = given
+    return found

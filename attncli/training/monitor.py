@@ -1,0 +1,471 @@
+"""The light watch over a training run: what each step did, and a call when one goes wrong.
+
+It changes nothing of the run: it reads the loss at `backward()`, the norms of the gradients before an update and of
+the parameters after it, and writes down what outside its modules a step is made of (`program`). Whatever fails in
+here is told once and switches the watch off; the run goes on as it would.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attncli.records import Moved, Optimizer, Step
+from attncli.training.buffers import Buffers
+from attncli.training.checks import absmax, bad, is_sharded, largest, norms
+from attncli.training.copies import Copies, Update, danger
+from attncli.training.loaders import Loaders
+from attncli.training.program import Functions, Program, around_module
+
+
+@dataclass
+class Sighting:
+    """A step that went wrong, at the moment when it was seen. The program of the step is the monitor's.
+
+    `parameters`: whose gradients or values are bad; `optimizer`: whose update it was. `copies`: the weights from before
+    the update, where they were kept; they have been put back already.
+    """
+
+    step: int
+    seen: Literal["loss", "gradient", "parameter", "loss scale"]
+    value: str
+    parameters: Sequence[Tensor] = ()
+    optimizer: Any = None
+    copies: Copies | None = None
+
+
+class Listener(Protocol):
+    """Who is told. What `went_wrong` returns is raised in the script; None lets it go on."""
+
+    def went_wrong(self, sighting: Sighting) -> BaseException | None: ...
+
+    def sampling(self, module: nn.Module, step: int) -> AbstractContextManager[None] | None: ...
+
+    def sample_again(self, module: nn.Module, args: Any, kwargs: Any, step: int) -> None: ...
+
+    def stepped(self, step: Step) -> None: ...
+
+    def broken(self, error: Exception) -> None: ...
+
+
+class Monitor:
+    """Hears from the hooks. `every`: the attention of one step in so many is looked at.
+
+    `wants`: whether an optimiser is watched. `paused`: whether the hooks are to be silent, as during a replay.
+    """
+
+    def __init__(
+        self, listener: Listener, *, every: int = 50, wants: Callable[[Any], bool] = lambda optimizer: True
+    ) -> None:
+        self.listener, self.every, self.wants = listener, every, wants
+        self.step = 1
+        self.program = Program()
+        self.functions = Functions(self.program, self.fail)
+        self.loaders = Loaders()
+        self.buffers = Buffers()
+        self.steps: deque[Step] = deque(maxlen=_KEPT)
+        self.moved: deque[Moved] = deque(maxlen=_KEPT)
+        self.optimizers: dict[int, Optimizer] = {}
+        self.roots: list[weakref.ref[nn.Module]] = []
+        self.faults = 0
+        self.paused = 0
+        self.failed = False
+        self._thread = threading.get_ident()
+        self._depth = 0
+        self.is_in_backward = False
+        self._losses: list[Tensor] = []
+        self._around: Any = None
+        self._sample: AbstractContextManager[None] | None = None
+        self._sampled: set[int] = set()
+        self._clipped: Tensor | None = None
+        self._norm: float | None = None
+        self._copies: Copies | None = None
+        self._taken: dict[int, int] = {}
+        self._sizes: dict[int, Any] = {}
+        self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._scaler: Any = None
+        self._largest: tuple[str | None, float | None] = (None, None)
+        self._names: dict[int, str] = {}
+        self._skips = 0
+        self._faulty = 0
+        self._spoiled = False
+
+    # --- guard ----------------------------------------------------------------------------------------
+
+    def guarded(self, function: Callable[..., Any], *given: Any) -> Any:
+        """Calls a function of ours. What it raises as an error of ours is told, once, and ends the watch."""
+        if self.paused or self.failed or threading.get_ident() != self._thread:
+            return None
+        try:
+            return function(*given)
+        except Exception as error:  # noqa: BLE001 - the run must not end by a fault of ours
+            self.fail(error)
+            return None
+
+    def fail(self, error: Exception) -> None:
+        if not self.failed:
+            self.failed = True
+            self.functions.close()
+            self._copies = None
+            self.listener.broken(error)
+
+    @contextmanager
+    def silent(self) -> Any:
+        """No hook hears anything meanwhile."""
+        was_open = self.functions.is_open
+        self.functions.close()
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+            if was_open and not self.failed:
+                self.functions.open()
+
+    # --- modules --------------------------------------------------------------------------------------
+
+    def enters(self, module: nn.Module) -> None:
+        if self.is_in_backward:
+            return
+        self._depth += 1
+        if self._depth > 1:
+            return
+        self.functions.close()
+        self._around = None
+        if not torch.is_grad_enabled():
+            return
+        self._known(module)
+        self.buffers.before(module, first=not self.program.entries)
+        self._around = around_module()
+        if self._due(module):
+            self._sample = self.listener.sampling(module, self.step)
+            if self._sample is not None:
+                self._sample.__enter__()
+
+    def leaves(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self.is_in_backward or not self._depth:
+            return
+        self._depth -= 1
+        if self._depth:
+            return
+        if self._sample is not None:
+            sample, self._sample = self._sample, None
+            self._sampled.add(id(module))
+            sample.__exit__(None, None, None)
+        if self._around is not None and output is not None:
+            if self._due(module):
+                self._sampled.add(id(module))
+                with self.silent():
+                    self.listener.sample_again(module, args, kwargs, self.step)
+            self.program.module_called(module, args, kwargs, output, self._around)
+            self.functions.open()
+
+    def _known(self, module: nn.Module) -> None:
+        if not any(reference() is module for reference in self.roots):
+            self.roots = [one for one in self.roots if one() is not None]
+            self.roots.append(weakref.ref(module))
+
+    def _due(self, module: nn.Module) -> bool:
+        return bool(self.every) and self.step % self.every == 0 and id(module) not in self._sampled
+
+    # --- the loss -------------------------------------------------------------------------------------
+
+    def backward_begins(self, args: Any, kwargs: Any) -> BaseException | None:
+        self.functions.close()
+        self.program.backward_called(args, kwargs)
+        roots = args[0] if args else kwargs.get("tensors")
+        roots = [roots] if isinstance(roots, Tensor) else list(roots or ())
+        found = ""
+        for root in roots:
+            if not isinstance(root, Tensor) or not root.is_floating_point():
+                continue
+            loss = self._without_scale(root)
+            if loss.numel() == 1:
+                self._losses.append(loss.detach())
+            # On another device the answer is waited for once, together with the gradients.
+            found = found or (bad(loss) if loss.device.type == "cpu" else "")
+        self.is_in_backward = True
+        return self._wrong("loss", found) if found else None
+
+    def backward_ends(self) -> None:
+        self.is_in_backward = False
+
+    def scaled(self, scaler: Any, outputs: Any, result: Any) -> None:
+        """A loss scaler multiplied a loss."""
+        self._scaler = scaler if scaler.is_enabled() else None
+        if isinstance(outputs, Tensor) and isinstance(result, Tensor) and result is not outputs:
+            self._unscaled = {id(result): (weakref.ref(result), outputs)}
+
+    def _without_scale(self, loss: Tensor) -> Tensor:
+        known = self._unscaled.get(id(loss))
+        return known[1] if known is not None and known[0]() is loss else loss
+
+    # --- the update -----------------------------------------------------------------------------------
+
+    def clips(self, gradients: Sequence[Tensor], norm: Tensor) -> BaseException | None:
+        """The norm of gradients was computed to clip them: what is bad is still where it was born."""
+        self._clipped = norm
+        if self._scaler is not None or bool(torch.isfinite(norm).all()):
+            return None
+        known = {id(one) for one in gradients}
+        parameters = [p for p in self._parameters() if p.grad is not None and id(p.grad) in known]
+        return self._bad_gradients(parameters or self._parameters(), None)
+
+    def update_begins(self, optimizer: Any) -> BaseException | None:
+        """The gradients are complete; the parameters are about to be changed."""
+        self.functions.close()
+        if not self.wants(optimizer):
+            return None
+        parameters = _stepped(optimizer)
+        rate = _rate(optimizer)
+        if id(optimizer) not in self.optimizers:
+            self.optimizers[id(optimizer)] = _described(optimizer, parameters)
+        error = None
+        if self._scaler is None or getattr(optimizer, "found_inf", None) is None:
+            self._norm, fine = self._looked(parameters)
+            if not fine:
+                error = self._bad_gradients(parameters, optimizer)
+        late = next((kind for loss in self._losses if loss.device.type != "cpu" and (kind := bad(loss))), "")
+        if error is None and late:
+            error = self._wrong("loss", late)
+        if error is None:
+            before = [step for step in self.steps if not step.skipped]
+            update = Update(
+                optimizer,
+                self._taken.get(id(optimizer), 0),
+                self._norm,
+                rate,
+                [step.gradient_norm for step in before if step.gradient_norm is not None],
+                [step.learning_rate for step in before if step.learning_rate is not None],
+            )
+            self._copies = Copies(optimizer) if danger(update) else None
+        return error
+
+    def update_ends(self, optimizer: Any) -> BaseException | None:
+        if not self.wants(optimizer):
+            return None
+        parameters = _stepped(optimizer)
+        self._taken[id(optimizer)] = self._taken.get(id(optimizer), 0) + 1
+        sizes = largest(parameters)
+        known = tuple(map(id, parameters))
+        before = self._sizes[id(optimizer)][1] if self._sizes.get(id(optimizer), ((),))[0] == known else None
+        self._sizes[id(optimizer)] = (known, sizes)
+        self._largest = self._largest_of(parameters, sizes)
+        error = None
+        if not _all_finite(sizes):
+            spoiled = [(one, kind) for one in parameters if (kind := bad(one))]
+            if spoiled:
+                copies = self._copies
+                if copies is not None and not self._spoiled:
+                    copies.exchange()
+                names = [one for one, _ in spoiled]
+                error = self._wrong("parameter", spoiled[0][1], names, optimizer, copies)
+                if copies is not None and error is None and not self._spoiled:
+                    copies.exchange()
+        elif before is not None:
+            grown = sizes > _GROWN * before.clamp(min=_SMALL)
+            if bool(grown.any()):
+                self._grew(parameters, grown, before, sizes, optimizer)
+        self._copies = None
+        self._ended(_rate(optimizer), skipped=False)
+        return error
+
+    def skipped(self, optimizer: Any, scaler: Any) -> BaseException | None:
+        """A loss scaler found bad gradients and left the update out, which is no fault unless it goes on for ever."""
+        if not self.wants(optimizer):
+            return None
+        self._skips += 1
+        error = None
+        if self._skips >= MOST_SKIPS or float(scaler.get_scale()) < LOWEST_SCALE:
+            found = [(p, kind) for p in _stepped(optimizer) if p.grad is not None and (kind := bad(p.grad))]
+            kind = found[0][1] if found else ""
+            error = self._wrong("loss scale", kind, [p for p, _ in found], optimizer)
+        self._norm = None
+        self._ended(_rate(optimizer), skipped=True)
+        return error
+
+    def _looked(self, parameters: Sequence[Tensor]) -> tuple[float | None, bool]:
+        """The 2-norm of all gradients, and whether they are finite."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return None, True
+        if self._clipped is not None:
+            norm = float(_whole(self._clipped))
+            if math.isfinite(norm):
+                return norm, True
+        sizes = norms(gradients)
+        if any(is_sharded(one) for one in gradients):
+            return (float(sizes.norm()), _all_finite(sizes) or not any(bad(one) for one in gradients))
+        norm = float(sizes.norm())
+        return norm, math.isfinite(norm) or not any(bad(one) for one in gradients)
+
+    def _bad_gradients(self, parameters: Sequence[Tensor], optimizer: Any) -> BaseException | None:
+        found = [(p, kind) for p in parameters if p.grad is not None and (kind := bad(p.grad))]
+        if not found:
+            return None
+        return self._wrong("gradient", found[0][1], [p for p, _ in found], optimizer)
+
+    def _largest_of(self, parameters: Sequence[Tensor], sizes: Tensor) -> tuple[str | None, float | None]:
+        if not len(sizes):
+            return None, None
+        at = int(sizes.argmax())
+        key = id(parameters[at])
+        if key not in self._names:
+            self._names.update(self.names())
+        return self._names.get(key), float(sizes[at])
+
+    def _grew(
+        self, parameters: Sequence[Tensor], grown: Tensor, before: Tensor, after: Tensor, optimizer: Any
+    ) -> None:
+        names = self.names()
+        for number in grown.nonzero().flatten().tolist():
+            parameter = parameters[number]
+            self.moved.append(
+                Moved(
+                    self.step,
+                    names.get(id(parameter), f"parameter {number}"),
+                    float(before[number]),
+                    float(after[number]),
+                    _rate(optimizer),
+                    absmax(parameter.grad) if parameter.grad is not None else None,
+                )
+            )
+
+    # --- steps ----------------------------------------------------------------------------------------
+
+    def _ended(self, rate: float | None, *, skipped: bool) -> None:
+        losses = [float(loss) for loss in self._losses]
+        scale = float(self._scaler.get_scale()) if self._scaler is not None else None
+        step = Step(
+            self.step,
+            sum(losses) / len(losses) if losses else None,
+            self._norm,
+            rate,
+            scale,
+            skipped,
+            *self._largest,
+        )
+        self.steps.append(step)
+        self._spoiled = self._spoiled and (skipped or self._faulty == self.step)
+        self._skips = self._skips if skipped else 0
+        self._losses.clear()
+        self._clipped = self._norm = None
+        self._unscaled.clear()
+        self._sampled.clear()
+        self.program.step_ended()
+        self.step += 1
+        self.listener.stepped(step)
+
+    def _wrong(
+        self,
+        seen: Literal["loss", "gradient", "parameter", "loss scale"],
+        value: str,
+        parameters: Sequence[Tensor] = (),
+        optimizer: Any = None,
+        copies: Copies | None = None,
+    ) -> BaseException | None:
+        """Tells the listener, once a step, and not again while every step since the last fault goes wrong too."""
+        if self._faulty == self.step:
+            return None
+        self._faulty = self.step
+        self.faults += 1
+        if self._spoiled:
+            return None
+        self._spoiled = True
+        with self.silent():
+            return self.listener.went_wrong(Sighting(self.step, seen, value, parameters, optimizer, copies))
+
+    # --- names ----------------------------------------------------------------------------------------
+
+    def models(self) -> list[nn.Module]:
+        """The outermost modules that were called, without those that lie inside others."""
+        found = [module for reference in self.roots if (module := reference()) is not None]
+        inner = {id(child) for module in found for child in module.modules() if child is not module}
+        return [module for module in found if id(module) not in inner]
+
+    def called(self, modules: Sequence[nn.Module]) -> list[str]:
+        """What the script calls these modules: the names of variables that hold them, or their classes."""
+        wanted = {id(module): "" for module in modules}
+        frame = sys._getframe(1)
+        while frame is not None:
+            of_a_library = frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "attncli")
+            for scope in () if of_a_library else (frame.f_locals, frame.f_globals):
+                for name, value in list(scope.items()):
+                    if wanted.get(id(value)) == "" and name != "self":
+                        wanted[id(value)] = name
+            frame = frame.f_back  # type: ignore[assignment]
+        taken: list[str] = []
+        for module in modules:
+            name = wanted[id(module)] or type(module).__name__
+            while name in taken:
+                name += "_"
+            taken.append(name)
+        return taken
+
+    def names(self) -> dict[int, str]:
+        """Parameters by identity, named as their model names them; of several models, by class as well."""
+        models = [module for module in self.models() if next(module.parameters(), None) is not None]
+        return {
+            id(parameter): name if len(models) < 2 else f"{type(module).__name__}.{name}"
+            for module in models
+            for name, parameter in module.named_parameters()
+        }
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for module in self.models() for parameter in module.parameters()]
+
+
+def told_on_stderr(text: str) -> None:
+    print(f"attncli: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the only voice in a script of others
+
+
+def _stepped(optimizer: Any) -> list[Tensor]:
+    """The parameters that this update changes."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _rate(optimizer: Any) -> float | None:
+    rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
+    return max(rates) if rates else None
+
+
+def _described(optimizer: Any, parameters: Sequence[Tensor]) -> Optimizer:
+    dtypes = [str(one.dtype).removeprefix("torch.") for one in parameters]
+    group = optimizer.param_groups[0] if optimizer.param_groups else {}
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in group.items()
+        if name != "params" and isinstance(value, (int, float, bool, str, tuple, type(None)))
+    }
+    return Optimizer(type(optimizer).__name__, max(set(dtypes), key=dtypes.count) if dtypes else "", settings)
+
+
+def _all_finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
+
+
+def _whole(tensor: Any) -> Tensor:
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
+
+
+# --- settings -----------------------------------------------------------------------------------------
+
+_KEPT = 64
+# The floor of Megatron-LM and DeepSpeed, and torch's documentation of GradScaler: below 1 something is wrong.
+LOWEST_SCALE = 1.0
+# A scale that was halved this often in a row is a thousandth of what it was.
+MOST_SKIPS = 10
+# One step that makes a tensor a hundred times as large; the size of one that was nearly zero is no measure.
+_GROWN = 100.0
+_SMALL = 1e-3
