@@ -68,7 +68,8 @@ def _cases(report: Report) -> list[_Case]:
     names |= {one: one for one in [*findings, *known] if one is not None and one not in names}
     reasons = unobserved(report)
     cases = [_Case(name, findings[one], known[one], reasons.get(one, "")) for one, name in names.items()]
-    whole = _Case(_WHOLE, findings[None], known[None], "")
+    name = _TRAINING if "training" in (report.run or {}) else _WHOLE
+    whole = _Case(name, findings[None], known[None], "")
     return [*cases, whole] if whole.findings or whole.known or (not cases and report.looked) else cases
 
 
@@ -107,3 +108,4 @@ def _lines(findings: Sequence[Finding], place: Callable[[Finding], Place], prefi
 _DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 _OBSERVED = "something was observed"
 _WHOLE = "the whole model"
+_TRAINING = "the training run"

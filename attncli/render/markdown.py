@@ -15,6 +15,7 @@ from attncli.render.collapsed import Collapsed, collapsed, tally
 from attncli.render.folds import Fold, folds
 from attncli.render.observed import notes, subject, unobserved, verdict
 from attncli.render.places import Place, places
+from attncli.render.training import fault_facts, headline, history
 from attncli.render.words import clean, number
 
 
@@ -102,12 +103,18 @@ def _sections(report: Report) -> Iterable[_Section]:
     changes = [_change(change) for change in report.changes]
     rows = [_row(group, place(group.first)) for group in groups]
     yield _Section(_table(_FINDINGS), rows, "", "kinds of findings, the mildest", 0.2)
+    training = (report.run or {}).get("training") or {}
+    facts = [f"- {escaped(name)}: {_clipped(words)}\n" for name, words in fault_facts(training)]
+    yield _Section(f"\n**{_clipped(headline(training))}**\n\n", facts, "", "facts of the step", 0.1)
     yield _Section(
         "\n**Not observed**\n\n", _not_observed(report), "", "reasons why nothing was observed", 0.1
     )
     yield _Section("\n**What helps**\n\n", _advice(groups), "", "pieces of advice", 0.1)
     yield _folded(_counted(len(report.changes), "change"), _CHANGES, changes, "changes", 0.15)
     known_rows = [_row(group, place(group.first)) for group in known]
+    history_columns, steps = history(training, _STEPS)
+    step_rows = [_cells(map(_clipped, step)) for step in steps]
+    yield _folded(f"The last {_counted(len(steps), 'step')}", history_columns, step_rows, "steps", 0.1)
     title = f"{len(report.known)} known: {tally(report.known)}, no failure"
     yield _folded(title, _FINDINGS, known_rows, "kinds of known findings", 0.1)
     columns, numbers = _numbers(report)
@@ -234,6 +241,7 @@ def _extreme(values: Sequence[float], which: str) -> str:
 # GitHub refuses comments of 65,536 characters; bytes are the stricter count.
 _LIMIT = 65_000
 _NAMED = 3
+_STEPS = 64
 _FINDINGS = ("severity", "rule", "where", "finding", "file")
 _CHANGES = ("change", "layer", "head:", "what", "before", "after")
 _LAYERS = ("layer", "kind", "layout", "heads:", "KV heads:", "head size:", "scale:")

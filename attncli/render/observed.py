@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from attncli.records import Report
 from attncli.render.collapsed import tally
+from attncli.render.training import seen_words
 from attncli.render.words import clean
 
 
@@ -48,6 +49,8 @@ def unobserved(report: Report) -> dict[str, str]:
 
 
 def _seen(report: Report) -> str:
+    if "training" in (report.run or {}):
+        return seen_words(report)
     attention = sum(layer.kind is not None for layer in report.layers)
     layers = _counted(attention, "attention layer") if attention else ""
     run = report.run or {}
@@ -61,6 +64,8 @@ def _missing(report: Report) -> str:
     run = report.run
     if run is None:
         return "no attention layer was found"
+    if "training" in run:
+        return "no training step ran"
     if _every_operator(run):
         return "no operator ran"
     if not report.calls:
@@ -70,8 +75,8 @@ def _missing(report: Report) -> str:
 
 
 def _every_operator(run: Mapping[str, object]) -> bool:
-    """Whether the run was a search for NaN alone, which looks at operators and not at layers."""
-    return "operators_by_phase" in run and "calls_seen" not in run
+    """Whether the run was a training run or a search for NaN alone, which look at operators and not at layers."""
+    return "training" in run or ("operators_by_phase" in run and "calls_seen" not in run)
 
 
 def _no_softmax(layout: str) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attncli.records import Origin, Report
+from attncli.render.steps import training_verdict
 from attncli.render.words import clean
 
 
@@ -34,6 +35,8 @@ def origin_parts(report: Report) -> list[RenderableType]:
 def nan_verdict(report: Report, tally: str) -> Text:
     """ "1 origin of NaN or Inf, proved; 1 error." or "No NaN or Inf in 412 operators; …"."""
     run = report.run or {}
+    if "training" in run:
+        return training_verdict(report, tally)
     operators = int(run.get("operators") or 0)
     if not report.looked:
         return Text("Not observed: no operator ran.", style="bold yellow")

@@ -54,6 +54,8 @@ def _parts(report: Report, unfolded: bool, console: Console) -> list[RenderableT
 def _run_parts(report: Report, unfolded: bool, console: Console) -> list[RenderableType]:
     from attncli.render import run  # only a forward pass needs its pictures
 
+    if "training" in (report.run or {}):
+        return _training_parts(report, console)
     if "operators_by_phase" in (report.run or {}):
         from attncli.render import origins
 
@@ -72,6 +74,19 @@ def _run_parts(report: Report, unfolded: bool, console: Console) -> list[Rendera
         *finding_parts(report),
         *run.unobserved(report),
         run.run_verdict(report, tally(report)),
+    ]
+
+
+def _training_parts(report: Report, console: Console) -> list[RenderableType]:
+    from attncli.render import origins, run, steps
+
+    return [
+        steps.training_heading(report, console.width),
+        *steps.training_parts(report, console),
+        *origins.origin_parts(report),
+        *_notes(run.run_notes(report)),
+        *finding_parts(report),
+        steps.training_verdict(report, tally(report)),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from attncli.records import Report
 from attncli.render.collapsed import tally
-from attncli.render.html import maps, origins, picture, tables
+from attncli.render.html import maps, origins, picture, tables, training
 from attncli.render.html.findings import Group, groups
 from attncli.render.html.tables import Table
 from attncli.render.words import clean, count, size
@@ -37,6 +37,7 @@ class Page(NamedTuple):
     known: tuple[Group, ...]
     known_words: str
     filtered: bool
+    training: training.Trained | None
     origins: tuple[origins.Card, ...]
     changes: tuple[Table, ...]
     picture: picture.Picture | None
@@ -57,6 +58,7 @@ def page(report: Report) -> Page:
     run = report.run or {}
     parts: dict[str, Any] = {
         "findings": tuple(found),
+        "training": training.trained(report),
         "origins": tuple(origins.card(origin) for origin in report.origins),
         "changes": tuple(tables.change_tables(report.changes)),
         "picture": drawing,
@@ -172,7 +174,7 @@ def _sentence(report: Report) -> str:
         from attncli.render.checked import nan_sentence
 
         sentences.append(_unbroken(nan_sentence(report)))
-    elif "operators_by_phase" in report.run:
+    elif "operators_by_phase" in report.run or "training" in report.run:
         from attncli.render.origins import nan_verdict
 
         sentences.append(_unbroken(nan_verdict(report, counted).plain))
@@ -194,9 +196,10 @@ def _unobserved(report: Report) -> tuple[str, ...]:
 _FILTERED = 20  # groups of findings from which on a filter helps
 _SYNTHETIC = "Random inputs: the numbers of real ones differ. Give --text or --input."
 _ICONS = {"clean": "✓", "note": "i", "warning": "!", "error": "✕", "unobserved": "?"}
-_TOLD = frozenset({"batch", "inputs", "notes"})
+_TOLD = frozenset({"batch", "inputs", "notes", "training"})
 _SECTIONS = {
     "findings": "Findings",
+    "training": "Training",
     "origins": "Origins of NaN and Inf",
     "changes": "Changes",
     "picture": "Layers × heads",
