@@ -25,11 +25,13 @@ __all__ = [
     "nan_check",
     "nan_check_model",
     "read_report",
+    "replay_capsule",
     "watch",
     "with_findings",
 ]
 
 if TYPE_CHECKING:
+    from attncli.api.capsules import replay_capsule
     from attncli.api.checking import check, check_model
     from attncli.api.choosing import Choice, baseline_text, choice, chosen
     from attncli.api.differences import diff, read_report
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from attncli.api.weights import inspect
 
 _HOMES = {
+    "capsules": ("replay_capsule",),
     "checking": ("check", "check_model"),
     "choosing": ("Choice", "baseline_text", "choice", "chosen"),
     "differences": ("diff", "read_report"),

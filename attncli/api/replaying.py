@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def replayed(
     monitor: Monitor, sighting: Sighting, *, confirm: bool = True, beside: Listener | None = None
 ) -> Replayed:
     """Repeats the step of a sighting. Afterwards gradients, buffers, random states and weights are as they are now."""
+    from attncli.training.models import model_of
+
     model = model_of(monitor)
     if sighting.seen == "parameter":
         return _update(monitor, sighting, model, confirm, beside)
@@ -52,33 +54,6 @@ def replayed(
     return Replayed(None, why, model, notes)
 
 
-def model_of(monitor: Monitor) -> Any:
-    """The model of a step: its outermost module, or several side by side under their names in the script."""
-    from torch import nn
-
-    called = {id(inside(module)) for module in monitor.program.modules()}
-    found = [inside(module) for module in monitor.models()]
-    with_weights = [module for module in found if next(module.parameters(), None) is not None]
-    used = [module for module in with_weights if not called or called & {id(m) for m in module.modules()}]
-    chosen = used or with_weights or found
-    if len(chosen) == 1:
-        return chosen[0]
-    together = nn.Module()
-    for name, module in zip(monitor.called(chosen), chosen, strict=True):
-        together.add_module(name, module)
-    return together
-
-
-def inside(module: Any) -> Any:
-    """The module that a wrapper runs: repeating must not talk to other processes, and runs no compiled code."""
-    while True:
-        kind = type(module).__name__
-        if kind in _WRAPPERS and hasattr(module, _WRAPPERS[kind]):
-            module = getattr(module, _WRAPPERS[kind])
-        else:
-            return module
-
-
 # --- the two kinds of repetition ----------------------------------------------------------------------
 
 
@@ -95,6 +70,7 @@ def _found(
     from attncli.trace.nan import find
     from attncli.trace.rewind import random_states
     from attncli.trace.steps import Before
+    from attncli.training.models import inside, without_gradients
     from attncli.training.program import repeat
 
     def step(_: Any) -> Any:
@@ -109,7 +85,7 @@ def _found(
     with ExitStack() as stack:
         for put_back in random_states():
             stack.callback(put_back)
-        stack.enter_context(_without_gradients(model, entries))
+        stack.enter_context(without_gradients([model, *(entry.what for entry in entries)]))
         stack.enter_context(monitor.buffers.as_then())
         return find(
             model,
@@ -152,25 +128,6 @@ def _update(
 
 
 # --- building blocks ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _without_gradients(model: Any, entries: Sequence[Entry]) -> Iterator[None]:
-    """Gradients are gathered anew, and those that are there now are given back."""
-    from torch import nn
-
-    leaves = {id(p): p for p in model.parameters()}
-    for entry in entries:
-        if isinstance(entry.what, nn.Module):
-            leaves.update((id(p), p) for p in entry.what.parameters())
-    before = [(leaf, leaf.grad) for leaf in leaves.values()]
-    for leaf, _ in before:
-        leaf.grad = None
-    try:
-        yield
-    finally:
-        for leaf, gradient in before:
-            leaf.grad = gradient
 
 
 def _without_cuts(entries: Sequence[Entry]) -> list[Entry]:
@@ -221,10 +178,5 @@ def _first_line(error: Exception) -> str:
 
 # --- tables -------------------------------------------------------------------------------------------
 
-_WRAPPERS: Mapping[str, str] = {
-    "DistributedDataParallel": "module",
-    "DataParallel": "module",
-    "OptimizedModule": "_orig_mod",
-}
 # A parameter that a step threw out makes the next steps overflow, seldom a later one.
 _ECHOES = 4

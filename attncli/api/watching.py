@@ -91,6 +91,10 @@ class Watch:
         self.source, self.on_fault, self.confirm = source, on_fault, confirm
         self.capsule = Path(capsule) if capsule is not None else None
         self.tell = tell or told_on_stderr
+        if self.capsule is not None:
+            from attncli.api.capsules import check_capsule
+
+            check_capsule(self.capsule)
         self.monitor = Monitor(self, every=every, wants=wants)
         self.reports: list[Report] = []
         self.warnings: list[Finding] = []
@@ -117,6 +121,18 @@ class Watch:
         """What was seen so far: the report of the first fault, or of a run without one."""
         return self.reports[0] if self.reports else self._report(None, None)
 
+    def circumstances(self) -> str:
+        """What was going on when the script raised an error of its own: ", while reading batch 3 of epoch 0 of …"."""
+        loaders = self.monitor.loaders
+        if loaders.reading is not None:
+            return f", while reading {loaders.reading}"
+        batch = loaders.of([one.tensor for one in self.monitor.program.given()])
+        batch = batch or (loaders.recent[-1] if loaders.recent else None)
+        if batch is None:
+            return ""
+        place = f"batch {batch.index} of epoch {batch.epoch} of {batch.loader}"
+        return f", with {place}{_wrong_index(self.monitor.functions.failed)}"
+
     # --- what the monitor tells -----------------------------------------------------------------------
 
     def went_wrong(self, sighting: Sighting) -> BaseException | None:
@@ -124,8 +140,15 @@ class Watch:
             return None
         from attncli.api.replaying import replayed
 
-        again = replayed(self.monitor, sighting, confirm=self.confirm)
+        recorder = None
+        if self.capsule is not None and not self.reports:
+            from attncli.api.capsules import capsule_recorder
+
+            recorder = capsule_recorder()
+        again = replayed(self.monitor, sighting, confirm=self.confirm, beside=recorder)
         report = self._report(sighting, again)
+        if recorder is not None:
+            report = self._encapsulated(report, again, recorder)
         self.reports.append(report)
         return self._decided(report)
 
@@ -135,8 +158,8 @@ class Watch:
 
     def sample_again(self, module: Any, args: Any, kwargs: Any, step: int) -> None:
         """Measures a call of a compiled module by another, uncompiled one."""
-        from attncli.api.replaying import inside
         from attncli.trace import kept, undisturbed
+        from attncli.training.models import inside
 
         with kept(module), undisturbed(), self._measured(inside(module), step):
             inside(module)(*args, **kwargs)
@@ -165,8 +188,8 @@ class Watch:
 
     @contextmanager
     def _measured(self, module: Any, step: int) -> Iterator[None]:
-        from attncli.api.replaying import inside
         from attncli.trace import listening, surroundings, told
+        from attncli.training.models import inside
 
         with listening(inside(module)) as heard:
             yield
@@ -200,8 +223,8 @@ class Watch:
         )
 
     def _report(self, sighting: Sighting | None, again: Replayed | None) -> Report:
-        from attncli.api.replaying import model_of
         from attncli.trace import surroundings
+        from attncli.training.models import model_of
 
         model = again.model if again is not None else model_of(self.monitor)
         layers: tuple[Layer, ...] = memory_layers(model, ())
@@ -234,6 +257,21 @@ class Watch:
             },
             notes=(*(again.notes if again is not None else ()), *(found.notes if found is not None else ())),
         )
+
+    def _encapsulated(self, report: Report, again: Replayed, recorder: Any) -> Report:
+        """The report, with the capsule that was written beside it, or the reason why there is none."""
+        from attncli.api.capsules import write_capsule
+
+        run: dict[str, Any] = dict(report.run or {})
+        if again.found is None:
+            return replace(report, notes=(*report.notes, f"no capsule was written: {again.why}"))
+        facts = {"origins": report.origins, "training": run["training"], "source": dict(self.source)}
+        try:
+            write_capsule(str(self.capsule), recorder, again.model, facts)
+        except AttncliError as error:
+            return replace(report, notes=(*report.notes, f"no capsule was written: {error.problem}"))
+        training = {**run["training"], "capsule": str(self.capsule)}
+        return replace(report, run={**run, "training": training})
 
     def _fault(self, sighting: Sighting, again: Replayed) -> Fault:
         monitor = self.monitor
@@ -341,6 +379,15 @@ def _plain(training: Training) -> dict[str, Any]:
         "optimizers": [asdict(one) for one in training.optimizers],
         "samples": [asdict(one) for one in training.samples[-_MOST_SAMPLES:]],
     }
+
+
+def _wrong_index(failed: Any) -> str:
+    """Of a function that was given an index out of range: which, and where it stands in the batch."""
+    if failed is None:
+        return ""
+    from attncli.training.program import index_beyond
+
+    return index_beyond(*failed[:3])
 
 
 def _line(place: tuple[str, int]) -> str:

@@ -25,6 +25,7 @@ from attncli.cli.nan_check import nan_check
 from attncli.cli.output import show_error
 from attncli.cli.overflow import overflow
 from attncli.cli.rules import rules
+from attncli.cli.script_options import ScriptCommand
 from attncli.cli.settings import Option, project_defaults
 from attncli.cli.writing import silence_stdout
 from attncli.errors import AttncliError, UsageError
@@ -166,7 +167,7 @@ _ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]
 app.command("inspect", cls=Command)(inspect)
 app.command("entropy", cls=Command)(entropy)
 app.command("overflow", cls=Command)(overflow)
-app.command("nan-check", cls=Command)(nan_check)
+app.command("nan-check", cls=ScriptCommand)(nan_check)
 app.command("check", cls=Command)(check)
 app.command("diff", cls=Command)(diff)
 app.command("rules", cls=Command)(rules)

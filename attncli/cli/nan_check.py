@@ -1,16 +1,20 @@
-"""`attncli nan-check MODEL`."""
+"""`attncli nan-check MODEL`, `attncli nan-check SCRIPT.py [args…]` and `attncli nan-check --replay DIR`."""
 
 from __future__ import annotations
 
 import enum
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from attncli.cli.flattened import flattened
-from attncli.cli.model_options import Dtype, ModelArgument, Running, files_read, run_and_report
+from attncli.cli.model_options import Dtype, Running, files_read, run_and_report
 from attncli.cli.output import Reporting, check_target
+from attncli.cli.script import Script
+from attncli.cli.script_options import SCRIPT, Watching
+from attncli.cli.watching import replay_and_report, watch_and_report
 from attncli.errors import UsageError
 
 
@@ -24,10 +28,21 @@ class Optimizer(str, enum.Enum):
 
 @flattened
 def nan_check(
-    model: ModelArgument,
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL | SCRIPT.py [ARGS]...",
+            help="A model folder, a GGUF file, a TorchScript or torch.export program, or your code: "
+            "pkg.module:build, path/to/file.py:build. Or a training script, run as python would run it; what stands "
+            "behind it is its own.",
+            show_default=False,
+        ),
+    ] = "",
+    *,
     running: Running,
     reporting: Reporting,
-    *,
+    watching: Watching,
     backward: Annotated[
         bool,
         typer.Option(
@@ -71,11 +86,29 @@ def nan_check(
 ) -> None:
     """Find where a NaN or Inf was born, and prove the cause.
 
-    Every operator of the forward pass, the backward pass and the optimiser is looked at; what is bad in the
+    Of a model: every operator of the forward pass, the backward pass and the optimiser is looked at; what is bad in the
     outputs, the loss, the gradients or the parameters is traced back to the operator, parameter, input or
     update it came from. The step is then repeated with that one thing changed. A healthy model gives exit
     code 0 and the room that is left.
+
+    Of a training script: it runs unchanged and is watched. A step that goes wrong is stopped before its update,
+    repeated and reported, with exit code 1; otherwise the exit code is the script's own.
     """
+    script: Script | None = context.meta.get(SCRIPT)
+    given = {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    _only_for(script is not None, watching.replay is not None, given, context)
+    if script is not None:
+        raise typer.Exit(watch_and_report(script, watching, reporting, confirm=confirm))
+    if watching.replay is not None:
+        raise typer.Exit(replay_and_report(watching, running.device, reporting, confirm=confirm))
+    if not model:
+        raise UsageError(
+            "MODEL", "there is none.", "Give a model, a training script, -m MODULE or --replay DIR."
+        )
     if not steps and (optimizer is not None or lr is not None):
         option = "--optimizer" if optimizer is not None else "--lr"
         raise UsageError(option, "no training step is taken.", "Add --steps N.")
@@ -102,3 +135,27 @@ def nan_check(
         what_if=what_if and what_if.value,
         save_repro=save_repro and str(save_repro),
     )
+
+
+def _only_for(is_script: bool, is_capsule: bool, given: set[str], context: typer.Context) -> None:
+    """Options that mean nothing for what is looked at are a mistake. Errors: UsageError."""
+    kind = "a training script" if is_script else "a capsule" if is_capsule else "a model"
+    fits = _OF_SCRIPTS if is_script else _OF_CAPSULES if is_capsule else set(context.params) - _OF_ALL_SCRIPTS
+    strange = sorted(given - fits - _OF_REPORTS)
+    if strange:
+        options = {
+            parameter.name: max(parameter.opts, key=len)
+            for parameter in context.command.params
+            if parameter.param_type_name == "option"
+        }
+        named = options.get(strange[0], strange[0])
+        remedy = "Leave it out." if is_script or is_capsule else "Give a training script, or leave it out."
+        raise UsageError(named, f"this says nothing about {kind}.", remedy)
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_OF_REPORTS = {item.name for item in fields(Reporting)}
+_OF_ALL_SCRIPTS = {item.name for item in fields(Watching)}
+_OF_SCRIPTS = {"model", "confirm", "log", "every", "tensorboard", "go_on", "capsule", "module"}
+_OF_CAPSULES = {"model", "replay", "trust", "device", "confirm"}

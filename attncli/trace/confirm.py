@@ -436,7 +436,8 @@ def combined(changes: Sequence[Change]) -> Change:
     of_kind = {kind: alter for change in changes for kind, alter in change.of_kind.items()}
     around = next((change.around for change in changes if change.around is not None), None)
     held = next((change.held for change in changes if change.held is not None), None)
-    return Change("; ".join(change.words for change in changes), alters, of_kind, around, held)
+    scaled = {name: factor for change in changes for name, factor in change.scaled.items()}
+    return Change("; ".join(change.words for change in changes), alters, of_kind, around, held, scaled)
 
 
 def _both(first: Alter, second: Alter) -> Alter:

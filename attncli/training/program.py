@@ -204,6 +204,25 @@ def _called(what: Any, args: Any, kwargs: Any, said_place: tuple[str, int] | Non
     return what(*args, **kwargs)
 
 
+def index_beyond(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """ "; cross_entropy was given label 7 at [3], of 5 classes" where a call failed for such a label; otherwise ""."""
+    name = getattr(func, "__name__", "")
+    given = [*args, *kwargs.values()]
+    tensors = [one for one in given if isinstance(one, Tensor)]
+    if name not in _WITH_LABELS or len(tensors) < 2 or tensors[0].dim() < 1:
+        return ""
+    scores, labels = tensors[:2]
+    if labels.is_floating_point():
+        return ""
+    classes = scores.shape[1 if scores.dim() > 1 else 0]
+    ignored = kwargs.get("ignore_index", -100)
+    wrong = ((labels < 0) | (labels >= classes)) & (labels != ignored)
+    if not bool(wrong.any()):
+        return ""
+    at = wrong.nonzero()[0].tolist()
+    return f"; {name} was given label {int(labels[tuple(at)])} at {at}, of {classes} classes"
+
+
 # --- seeing functions ---------------------------------------------------------------------------------
 
 
@@ -408,3 +427,4 @@ _SEEN_OTHERWISE = frozenset(("backward", "register_hook"))
 # A step of more functions than these outside its modules is no loss any more.
 _MOST_ENTRIES = 4096
 _MOST_COPIED = 1 << 24
+_WITH_LABELS = ("cross_entropy", "nll_loss")

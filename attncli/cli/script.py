@@ -1,0 +1,211 @@
+"""Runs a training script as `python SCRIPT.py args` would, with the watch on."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.abc
+import importlib.machinery
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from attncli.errors import UsageError
+
+if TYPE_CHECKING:
+    from attncli.api import Report, Watch
+
+
+class Script(NamedTuple):
+    """What is run: a file or, with `is_module`, a module; `args` are its own."""
+
+    target: str
+    args: tuple[str, ...]
+    is_module: bool = False
+
+
+class Halted(BaseException):
+    """Ends the script at the step that went wrong. No Exception: scripts catch those and go on."""
+
+
+@dataclass
+class Ran:
+    """How a script ended. `watch`: None where it never imported torch. `error`: what it raised, a SystemExit too."""
+
+    watch: Watch | None = None
+    error: BaseException | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def halted(self) -> bool:
+        return isinstance(self.error, Halted)
+
+
+def run_script(script: Script, start: Callable[[], Watch], *, to_stderr: bool) -> Ran:
+    """Runs it to its end, whatever that is. `start`: makes the watch, once torch is imported.
+
+    `to_stderr`: what the script prints goes to stderr, since stdout is to carry the report alone.
+    """
+    if not script.is_module and not Path(script.target).is_file():
+        problem = "there is no such script." if not Path(script.target).exists() else "this is no file."
+        raise UsageError(script.target, problem, "Give a Python file, or -m MODULE.")
+    ran = Ran()
+
+    def begin() -> None:
+        ran.watch = start()
+        ran.watch.__enter__()
+
+    sys.argv = [script.target, *script.args]
+    sys.path[0] = str(Path.cwd()) if script.is_module else str(Path(script.target).resolve().parent)
+    try:
+        with _when_imported("torch", begin), redirect_stdout(sys.stderr) if to_stderr else _nothing():
+            _execute(script)
+    except BaseException as error:  # noqa: BLE001 - how a script ends is told by the caller
+        ran.error = error
+    finally:
+        if ran.watch is not None:
+            ran.watch.__exit__(None, None, None)
+    return ran
+
+
+def exit_code(ran: Ran) -> int:
+    """The exit code that `python SCRIPT.py` would give, after it has shown what Python shows of an error."""
+    error = ran.error
+    if error is None:
+        return 0
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return (error.code or 0) & 0xFF
+        sys.stderr.write(f"{error.code}\n")
+        return 1
+    shown = error.with_traceback(_of_the_script(error.__traceback__))
+    sys.excepthook(type(shown), shown, shown.__traceback__)
+    sys.stderr.flush()
+    return 1
+
+
+def die_of_interrupt() -> None:
+    """Ends the process as Python ends on Ctrl-C, so that a shell sees that it was interrupted."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+# --- running ------------------------------------------------------------------------------------------
+
+
+def _execute(script: Script) -> None:
+    if script.is_module:
+        runpy.run_module(script.target, run_name="__main__", alter_sys=True)
+        return
+    main = ModuleType("__main__")
+    file = str(Path(script.target).absolute())
+    loader = importlib.machinery.SourceFileLoader("__main__", file)
+    main.__dict__.update(
+        __file__=file, __builtins__=__builtins__, __loader__=loader, __cached__=None, __spec__=None
+    )
+    # Processes that the script starts find it by this module, and so does what runs at exit.
+    sys.modules["__main__"] = main
+    code = compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)
+    exec(code, main.__dict__)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _when_imported(name: str, then: Callable[[], None]) -> Iterator[None]:
+    """Calls `then` once the module is imported: what a script sets before it imports torch must count."""
+    if name in sys.modules:
+        then()
+        yield
+        return
+    finder = _Finder(name, then)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        if finder in sys.meta_path:
+            sys.meta_path.remove(finder)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self.name, self.then = name, then
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is None or spec.loader is None:
+            return spec
+        load, then = spec.loader.exec_module, self.then
+
+        def load_then_begin(module: ModuleType) -> None:
+            load(module)
+            # The loader is the module's own: nothing of this stays on it.
+            del module.__spec__.loader.exec_module  # type: ignore[union-attr]
+            then()
+
+        spec.loader.exec_module = load_then_begin  # type: ignore[method-assign]
+        return spec
+
+
+def _of_the_script(found: TracebackType | None) -> TracebackType | None:
+    """The traceback without our own frames and what torch puts around them, as it would be without us."""
+    frames: list[TracebackType] = []
+    ours = False
+    while found is not None:
+        name = found.tb_frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] == "attncli":
+            ours = True
+            if frames and frames[-1].tb_frame.f_code.co_name == "handle_torch_function":
+                frames.pop()
+        elif not (name == "runpy" and not frames):
+            # A function of torch hands itself to the mode that writes it down, and is called by it once more.
+            if ours and frames and frames[-1].tb_frame.f_code is found.tb_frame.f_code:
+                frames.pop()
+            ours = False
+            frames.append(found)
+        found = found.tb_next
+    for one, following in zip(frames, [*frames[1:], None], strict=True):
+        one.tb_next = following
+    return frames[0] if frames else None
+
+
+def place_of(error: BaseException) -> str:
+    """The last line that an error passed that is not torch's: "train.py:41"."""
+    found = _of_the_script(error.__traceback__)
+    place = ""
+    while found is not None:
+        if found.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "torch":
+            place = f"{Path(found.tb_frame.f_code.co_filename).name}:{found.tb_lineno}"
+        found = found.tb_next
+    return place
+
+
+def summary(ran: Ran, report: Report) -> str:
+    """One line for stderr about a run that no fault ended."""
+    if ran.watch is None:
+        return "torch was not imported, so nothing was watched"
+    training: dict[str, Any] = (report.run or {})["training"]
+    seen = training["seen"]
+    if not seen:
+        return "no optimiser step was seen, so nothing was watched"
+    steps = f"{seen:,} step{'s' if seen != 1 else ''} watched".replace(",", " ")
+    faults = training["faults"]
+    told = f"{faults} went wrong" if faults else "nothing went wrong"
+    warnings = len(ran.watch.warnings)
+    return f"{steps}, {told}" + (f", {warnings} warning{'s' if warnings != 1 else ''}" if warnings else "")
