@@ -167,6 +167,7 @@ def test_the_command_that_repeats_a_capsule_can_be_pasted() -> None:
 def test_a_process_is_named_only_where_there_are_several() -> None:
     fault = {"step": 5, "seen": "loss", "rank": 0}
     assert "rank" not in dict(fault_facts({"fault": fault, "world": 1}))
+    assert "rank" not in dict(fault_facts({"fault": {**fault, "rank": None}, "world": 2}))
     assert dict(fault_facts({"fault": fault, "world": 2}))["rank"].startswith("0 of 2 processes")
 
 

@@ -522,6 +522,15 @@ def test_what_does_not_go_on_rising_is_no_rise(points: Sequence[tuple[int, float
     assert rise(points, 0.5) is None
 
 
+def test_a_rise_whose_last_quarter_slows_down_goes_on_only_as_far_as_it_is_allowed_to() -> None:
+    slowing = [(at, min(at, 48) + 0.3 * max(0, at - 48)) for at in range(65)]
+    assert rise(slowing, 1.0) is None
+    trend = rise(slowing, 1.0, 0.2)
+    assert trend is not None
+    assert trend.slope == pytest.approx(0.3)
+    assert not trend.steady
+
+
 def test_a_loss_falls_where_its_last_third_is_below_the_first_by_more_than_chance() -> None:
     chance = random.Random(5)
     noise = [chance.gauss(0, 1) for _ in range(300)]
