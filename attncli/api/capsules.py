@@ -12,6 +12,7 @@ from attncli import __version__
 from attncli.api.joining import memory_layers
 from attncli.api.nan import operators_seen, placed
 from attncli.api.report import Progress, Report, environment
+from attncli.errors import AttncliError
 from attncli.records import Origin
 from attncli.records.report import strict_json
 from attncli.rules import Observed, judge
@@ -111,6 +112,8 @@ def replay_capsule(
             inputs=step.inputs,
             before=Before(program.steps_before, program.moved),
         )
+    if isinstance(found.raised, AttncliError):
+        raise found.raised
     layers = memory_layers(step.model, ())
     origins = placed(found.origins, layers)
     differs = tuple(_differences(held.facts.get("origins"), origins))

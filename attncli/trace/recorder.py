@@ -8,21 +8,31 @@ only when something is about to write to them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import _disable_current_modes, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attncli.errors import AttncliError
+from attncli.trace.memory import (
+    SMALL,
+    Memory,
+    Source,
+    copied,
+    geometry_of,
+    random_states,
+    span,
+    why_not,
+    written_by,
+)
 from attncli.trace.naming import clean
 from attncli.trace.operators import is_random, library_of, place_in_file, plain_value
-from attncli.trace.ops import Op, op_of
+from attncli.trace.ops import Op
 from attncli.trace.origins import user_place
 from attncli.trace.pairs import Pairs, in_backward
-from attncli.trace.program import Leaf, Named, Operator, OptimizerStep, Program, View, extent
+from attncli.trace.program import Leaf, Named, Operator, OptimizerStep, Program, View
 from attncli.trace.tape import LEAF, Node, Ran, Ref, Tape
 
 
@@ -32,32 +42,6 @@ class Recorded(NamedTuple):
     program: Program
     leaves: Mapping[str, Tensor]
     random: Mapping[str, Tensor]
-
-
-@dataclass(slots=True)
-class _Memory:
-    """One storage: its slots by geometry, and which of them came first. `leaf`: its number, if no operator made it."""
-
-    reference: StorageWeakRef
-    slots: dict[Any, int] = field(default_factory=dict)
-    first: int = -1
-    leaf: int | None = None
-
-
-@dataclass(slots=True)
-class _Found:
-    """A leaf in the making: bytes from `start` to `stop` of a storage, as uint8, or not copied yet."""
-
-    kind: Any
-    name: str
-    storage: Any
-    device: torch.device
-    dtype: torch.dtype
-    start: int
-    stop: int
-    weight: bool
-    data: Tensor | None = None
-    written: bool = False
 
 
 class Recorder:
@@ -70,8 +54,8 @@ class Recorder:
         """Nothing is written down yet: a run that follows another takes its place."""
         self.refused = ""
         self._operators: list[Operator] = []
-        self._memories: dict[int, _Memory] = {}
-        self._leaves: list[_Found] = []
+        self._memories: dict[int, Memory] = {}
+        self._leaves: list[Source] = []
         self._views: dict[int, tuple[int | None, Any]] = {}
         self._slots = 0
         self._named: list[tuple[str, str, Tensor, bool]] = []
@@ -133,7 +117,7 @@ class Recorder:
         """The run is about to begin: random states, which tensors are the model's, and what went before."""
         self._forget()
         self._steps_before, self._moved = steps_before, dict(moved)
-        self._random = _random_states()
+        self._random = random_states()
         if not isinstance(model, nn.Module):
             return
         for prefix, module in model.named_modules(remove_duplicate=False):
@@ -172,7 +156,7 @@ class Recorder:
                 for name, tensor in shown:
                     self._show(tape, name, tensor)
                 for _, _, tensor, _ in self._named:
-                    if _why_not(tensor) is None and tensor.device.type != "meta":
+                    if why_not(tensor) is None and tensor.device.type != "meta":
                         self._memory(tensor, tape, None)
         except _Refused as reason:
             self._refuse(str(reason))
@@ -192,9 +176,9 @@ class Recorder:
             leaves=leaves,
             views={slot: self._view(*found) for slot, found in self._views.items()},
             tensors=tuple(
-                Named(name, kind, self._view(memory.leaf, _geometry(tensor)), persistent)  # type: ignore[arg-type]
+                Named(name, kind, self._view(memory.leaf, geometry_of(tensor)), persistent)  # type: ignore[arg-type]
                 for name, kind, tensor, persistent in self._named
-                if _why_not(tensor) is None
+                if why_not(tensor) is None
                 and (memory := self._memories.get(tensor.untyped_storage()._cdata)) is not None
             ),
             inputs=tuple(self._inputs),
@@ -229,7 +213,9 @@ class Recorder:
             kwargs = {key: plain_value(value, tensor, generator) for key, value in run.kwargs.items()}
         except TypeError as error:
             raise _Refused(f"{name} was given {error}") from error
-        for target in _written(run):
+        if "as_strided" in name:
+            self._keeps_whole(run.args[0])
+        for target in written_by(run):
             self._keeps(target)
         self._draws = self._draws or is_random(run.func)
         library = library_of(run.func)
@@ -244,17 +230,17 @@ class Recorder:
         )
 
     def _output(self, tensor: Tensor) -> int:
-        reason = _why_not(tensor)
+        reason = why_not(tensor)
         if reason is not None:
             raise _Refused(f"{self._operators[-1].name} made {reason}")
         self._devices[tensor.device] = self._devices.get(tensor.device, 0) + 1
         storage = tensor.untyped_storage()
         memory = self._memories.get(storage._cdata)
         if memory is None:
-            memory = self._memories[storage._cdata] = _Memory(StorageWeakRef(storage))
+            memory = self._memories[storage._cdata] = Memory(StorageWeakRef(storage))
             if len(self._memories) % _PURGE_EVERY == 0:
                 self._purge()
-        geometry = _geometry(tensor)
+        geometry = geometry_of(tensor)
         slot = memory.slots.get(geometry)
         if slot is None:
             slot = memory.slots[geometry] = self._next()
@@ -265,7 +251,7 @@ class Recorder:
     def _slot(self, tensor: Tensor, tape: Tape, ref: Ref | None) -> int:
         """The slot of a tensor that is read."""
         memory = self._memory(tensor, tape, ref)
-        geometry = _geometry(tensor)
+        geometry = geometry_of(tensor)
         slot = memory.slots.get(geometry)
         if slot is None:
             slot = memory.slots[geometry] = self._next()
@@ -293,22 +279,22 @@ class Recorder:
 
     # --- leaves ---------------------------------------------------------------------------------------
 
-    def _memory(self, tensor: Tensor, tape: Tape, ref: Ref | None) -> _Memory:
-        reason = _why_not(tensor)
+    def _memory(self, tensor: Tensor, tape: Tape, ref: Ref | None) -> Memory:
+        reason = why_not(tensor)
         if reason is not None:
             raise _Refused(f"it reads {reason}")
         storage = tensor.untyped_storage()
         memory = self._memories.get(storage._cdata)
         if memory is not None:
             return memory
-        memory = self._memories[storage._cdata] = _Memory(StorageWeakRef(storage), leaf=len(self._leaves))
+        memory = self._memories[storage._cdata] = Memory(StorageWeakRef(storage), leaf=len(self._leaves))
         name, entered = tape.name_of(tensor), _input_name(tape, ref)
         start, stop = 0, storage.nbytes()
         if name is None:
-            first, last = _span(tensor)
-            if stop > max(_SMALL, 2 * (last - first)):
+            first, last = span(tensor)
+            if stop > max(SMALL, 2 * (last - first)):
                 start, stop = first, last
-        found = _Found(
+        found = Source(
             kind=self._kinds.get(name or "", "parameter") if name else "input" if entered else "constant",
             name=name or entered or "",
             storage=storage,
@@ -319,20 +305,31 @@ class Recorder:
             weight=name is None and ref is not None and ref.node.constant and tensor.is_floating_point(),
         )
         if name is None:
-            found.data = _copied(found)
+            found.data = copied(found)
         self._leaves.append(found)
         return memory
 
-    def _covers(self, leaf: _Found, tensor: Tensor) -> None:
+    def _covers(self, leaf: Source, tensor: Tensor) -> None:
         """Of a large storage no more is kept than what is read; here more is read."""
-        start, stop = _span(tensor)
+        start, stop = span(tensor)
         if leaf.start <= start and stop <= leaf.stop:
             return
         if leaf.written:
             raise _Refused("a part of a large tensor is read after another part was written to")
         leaf.start, leaf.stop = min(start, leaf.start), max(stop, leaf.stop)
         if leaf.data is not None:
-            leaf.data = _copied(leaf)
+            leaf.data = copied(leaf)
+
+    def _keeps_whole(self, tensor: Tensor) -> None:
+        """The tensor is about to be read at places that count from the start of its storage."""
+        memory = self._memories[tensor.untyped_storage()._cdata]
+        leaf = self._leaves[memory.leaf] if memory.leaf is not None else None
+        if leaf is None or (leaf.start, leaf.stop) == (0, leaf.storage.nbytes()):
+            return
+        if leaf.written:
+            raise _Refused("a part of a large tensor is read after another part was written to")
+        leaf.start, leaf.stop = 0, leaf.storage.nbytes()
+        leaf.data = copied(leaf)
 
     def _keeps(self, tensor: Tensor) -> None:
         """The tensor is about to be written to."""
@@ -341,7 +338,7 @@ class Recorder:
             leaf = self._leaves[memory.leaf]
             leaf.written = True
             if leaf.data is None:
-                leaf.data = _copied(leaf)
+                leaf.data = copied(leaf)
 
     def _stored(self) -> tuple[tuple[Leaf, ...], dict[str, Tensor]]:
         leaves: list[Leaf] = []
@@ -353,7 +350,7 @@ class Recorder:
         }
         constants = 0
         for found in self._leaves:
-            data = found.data if found.data is not None else _copied(found)
+            data = found.data if found.data is not None else copied(found)
             key = found.name
             if found.kind == "constant":
                 key, constants = f"constant {constants}", constants + 1
@@ -375,10 +372,10 @@ class Recorder:
 
     def _show(self, tape: Tape, name: str, tensor: Tensor) -> None:
         if name.startswith(("parameter ", "buffer ")):
-            if _why_not(tensor) is not None or tape.name_of(tensor) is not None:
+            if why_not(tensor) is not None or tape.name_of(tensor) is not None:
                 return
         elif name.startswith("gradient of ") and (
-            _why_not(tensor) is not None or tensor.untyped_storage()._cdata not in self._memories
+            why_not(tensor) is not None or tensor.untyped_storage()._cdata not in self._memories
         ):
             return  # from before the run, which did not look at it
         self._shown[name] = self._slot(tensor, tape, None)
@@ -424,76 +421,7 @@ def _input_name(tape: Tape, ref: Ref | None) -> str | None:
     return names[0].removeprefix("input ") if names else None
 
 
-def _why_not(tensor: Tensor) -> str | None:
-    """What keeps a tensor from being memory with a geometry; None where it is."""
-    if is_traceable_wrapper_subclass(tensor):
-        return f"a {type(tensor).__name__}, which is made of other tensors"
-    if tensor.is_nested:
-        return "a nested tensor"
-    if tensor.layout != torch.strided:
-        return f"a tensor of layout {str(tensor.layout).removeprefix('torch.')}"
-    if tensor.is_quantized:
-        return "a quantised tensor"
-    if torch.nn.parameter.is_lazy(tensor):
-        return "a parameter without a shape yet"
-    return None
-
-
-def _written(run: Ran) -> list[Tensor]:
-    """The tensors that an operator is about to write to, lists of them as well."""
-    found: list[Tensor] = []
-    for position in op_of(run.func).writes:
-        argument = run.func._schema.arguments[position].name
-        value = run.args[position] if position < len(run.args) else run.kwargs.get(argument)
-        found += [
-            one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, Tensor)
-        ]
-    return found
-
-
-def _geometry(tensor: Tensor) -> Any:
-    return (
-        tensor.storage_offset(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-        tensor.is_conj(),
-        tensor.is_neg(),
-    )
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its storage that a tensor covers, from where memory is aligned for any kernel."""
-    size = tensor.element_size()
-    offset = int(tensor.storage_offset())
-    start = offset * size
-    view = View(0, None, "", tuple(tensor.shape), tensor.stride(), offset)
-    return start // _ALIGNED * _ALIGNED, max(start, extent(view, size))
-
-
-def _copied(leaf: _Found) -> Tensor:
-    """The bytes of a leaf, in memory of their own on the CPU."""
-    with torch.no_grad():
-        whole = torch.empty(0, dtype=torch.uint8, device=leaf.device)
-        whole.set_(leaf.storage, leaf.start, (leaf.stop - leaf.start,), (1,))
-        return whole.to("cpu", copy=True)
-
-
-def _random_states() -> dict[str, Tensor]:
-    found = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        states = torch.cuda.get_rng_state_all()
-        found.update({f"cuda:{number}": state for number, state in enumerate(states)})
-    if torch.backends.mps.is_available():
-        found["mps"] = torch.mps.get_rng_state()
-    return found
-
-
 # --- settings -----------------------------------------------------------------------------------------
 
 # Dead memories are looked for after this many new ones.
 _PURGE_EVERY = 256
-# A storage up to this many bytes is kept whole, whatever part of it is read.
-_SMALL = 1 << 20
-# torch allocates at multiples of this; a kernel may sum in another order elsewhere.
-_ALIGNED = 64

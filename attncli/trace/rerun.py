@@ -55,13 +55,14 @@ class Rerun:
             self.inputs = tuple(
                 (name, self._views[slot]) for name, slot in program.inputs if slot in self._views
             )
-            self._generator_states = [random[f"generator.{n}"] for n in range(len(program.generators))]
-        except (ValueError, KeyError, OverflowError) as error:
-            raise damaged(subject, str(error).strip("'\"")) from error
+        except (ValueError, OverflowError, TypeError) as error:
+            raise damaged(subject, str(error)) from error
         except (RuntimeError, MemoryError) as error:
             raise AttncliError(
                 subject, f"it cannot be loaded here: {_first_line(error)}.", _ELSEWHERE
             ) from error
+        if missing := [n for n in range(len(program.generators)) if f"generator.{n}" not in random]:
+            raise damaged(subject, f"the state of random generator {missing[0]} is missing")
         self._parameters = dict(self.model.named_parameters(remove_duplicate=False))
         self._values = {name: parameter.data for name, parameter in self._parameters.items()}
         self._optimizers = [_Recorded(self._stepped(step)) for step in program.optimizers]
@@ -74,9 +75,13 @@ class Rerun:
         tensors: dict[int, Tensor] = {}
         numbers: list[Any] = []
         with torch.no_grad(), speaking() as voice:
-            with _disable_current_modes():
-                self._begin()
-            generators = self._generators()
+            try:
+                with _disable_current_modes():
+                    self._begin()
+                    generators = self._generators()
+            except (RuntimeError, TypeError, ValueError) as error:
+                problem = f"a random state is none that torch takes here ({_first_line(error)})"
+                raise damaged(self._subject, problem) from error
             steps = deque(zip(self.program.optimizers, self._optimizers, strict=True))
             self._until(0, len(self._calls), steps, voice, tensors, numbers, generators)
             first = self._read if self._read is not None else numbers
@@ -182,12 +187,11 @@ class Rerun:
 
     def _generators(self) -> list[torch.Generator]:
         found = []
-        with _disable_current_modes():
-            for name, state in zip(self.program.generators, self._generator_states, strict=True):
-                generator = torch.Generator(self._place(name))
-                if generator.device.type == torch.device(name).type:
-                    generator.set_state(state.clone())
-                found.append(generator)
+        for number, name in enumerate(self.program.generators):
+            generator = torch.Generator(self._place(name))
+            if generator.device.type == torch.device(name).type:
+                generator.set_state(self._random[f"generator.{number}"].clone())
+            found.append(generator)
         return found
 
     def _end(self, tensors: dict[int, Tensor]) -> Any:
@@ -399,15 +403,12 @@ def _set_random(name: str, state: Tensor, place: Callable[[str], torch.device]) 
     device = place(name)
     if device.type != torch.device(name).type:
         return
-    try:
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        elif device.type == "cuda":
-            torch.cuda.set_rng_state(state, device)
-        elif device.type == "mps":
-            torch.mps.set_rng_state(state)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"the random state of {name} is none: {_first_line(error)}") from error
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    elif device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state)
 
 
 def _same(first: Sequence[Any], second: Sequence[Any]) -> bool:

@@ -286,7 +286,7 @@ def added_eps(node: Node) -> float | None:
                 if isinstance(value, (int, float)) and not isinstance(value, bool)
             ]
             numbers += [
-                float(ref.tensor)
+                float(ref.tensor.detach())
                 for ref in node.operands[1:]
                 if isinstance(ref, Ref) and ref.tensor is not None and ref.tensor.numel() == 1
             ]
