@@ -633,6 +633,8 @@ def test_every_option_of_the_command_is_tested() -> None:
         "--layer --text --seq-len --batch-size --seed --weights --strict --no-strict --trust-remote-code "
         "--device-map --offload-folder --format --output".split()
     )
+    # Training scripts: tests/test_cli_watching.py.
+    source += (Path(__file__).parent / "test_cli_watching.py").read_text(encoding="utf-8")
     assert {name for name in own - shared if f'"{name}"' not in source} == set()
 
 

@@ -29,6 +29,7 @@ FLOORS = {
     "render": 1,
     "api": 2,
     "cli": 3,
+    "callbacks": 3,
     "__main__": 4,
     "pytest_plugin": 4,
     "pre_commit": 4,
@@ -41,6 +42,8 @@ TENSOR_SIDE = (
     "attncli.model",
     "attncli.trace",
     "attncli.training",
+    # They are classes of other libraries.
+    "attncli.callbacks",
 )
 TENSOR_LIBRARIES = {"torch", "numpy", "scipy", "safetensors", "transformers", "gguf", "tensorflow", "jax"}
 
@@ -166,6 +169,8 @@ def test_modules_are_imported_by_name_in_known_places_only():
     assert dynamic <= {
         ("attncli", "home"),
         ("attncli.api", "f'attncli.api.{home}'"),
+        ("attncli.callbacks", "f'attncli.callbacks.{_HOMES[name]}'"),
+        ("attncli.callbacks.lightning", "_PACKAGE"),
         ("attncli.checkpoint.formats", "f'attncli.checkpoint.{room}'"),
         ("attncli.render", "f'attncli.render.{self.module}'"),
         # The user's script, which attncli is asked to run.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from attncli.api.joining import memory_layers
 from attncli.api.nan import operators_seen, placed
 from attncli.api.report import Report, environment
 from attncli.errors import AttncliError
-from attncli.records import Fault, Finding, Layer, Sample, Step, Training
-from attncli.rules import Observed, judge
+from attncli.records import Fault, Finding, Layer, Origin, Sample, Step, Training
+from attncli.rules import Observed, gravest_first, judge
 from attncli.rules.training import early_warnings
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class Watch:
         self._writers = _writers(log, tensorboard)
         self._series: dict[tuple[str, int, int, str], deque[Sample]] = {}
         self._fresh: list[Sample] = []
+        self._sampled: deque[Step] = deque(maxlen=_KEPT)
         self._told: set[tuple[str, str | None]] = set()
         self._began = time.monotonic()
         self._stack = ExitStack()
@@ -118,8 +119,15 @@ class Watch:
 
     @property
     def report(self) -> Report:
-        """What was seen so far: the report of the first fault, or of a run without one."""
-        return self.reports[0] if self.reports else self._report(None, None)
+        """What was seen so far: the report of the first fault, or of a run without one.
+
+        Where the training went on, with what the later faults showed beside it.
+        """
+        if not self.reports:
+            return self._report(None, None)
+        if self.on_fault != "continue":
+            return self.reports[0]
+        return _together(self.reports, self.monitor.step - 1, self.monitor.faults)
 
     def circumstances(self) -> str:
         """What was going on when the script raised an error of its own: ", while reading batch 3 of epoch 0 of …"."""
@@ -167,6 +175,7 @@ class Watch:
     def stepped(self, step: Step) -> None:
         samples, self._fresh = self._fresh, []
         if samples:
+            self._sampled.append(step)
             self._warn_early(step)
         if self._writers and (samples or (self.monitor.every and step.number % self.monitor.every == 0)):
             from attncli.training.log import line_of
@@ -215,7 +224,7 @@ class Watch:
         monitor = self.monitor
         return Training(
             monitor.step - 1,
-            tuple(monitor.steps),
+            tuple(sorted({*self._sampled, *monitor.steps}, key=lambda one: one.number)),
             tuple(sorted((one for row in self._series.values() for one in row), key=lambda one: one.step)),
             tuple(monitor.moved),
             tuple(monitor.optimizers.values()),
@@ -309,6 +318,22 @@ class Watch:
 
 
 # --- building blocks ----------------------------------------------------------------------------------
+
+
+def _together(reports: Sequence[Report], seen: int, faults: int) -> Report:
+    """The first report with the origins of the others, and how many steps went wrong of how many."""
+    first = reports[0]
+    origins = tuple({_identity(one): one for report in reversed(reports) for one in report.origins}.values())
+    findings = {one.fingerprint: one for report in reversed(reports) for one in report.findings}
+    run = dict(first.run or {})
+    run["training"] = {**run["training"], "seen": seen, "faults": faults}
+    return replace(
+        first, origins=origins[::-1], findings=gravest_first(tuple(findings.values())[::-1]), run=run
+    )
+
+
+def _identity(origin: Origin) -> tuple[Any, ...]:
+    return origin.cause, origin.phase, origin.op, origin.module, origin.source, origin.tensor
 
 
 def _wanted(model: Any, optimizer: Any) -> Callable[[Any], bool]:

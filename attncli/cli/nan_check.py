@@ -30,7 +30,7 @@ class Optimizer(str, enum.Enum):
 def nan_check(
     context: typer.Context,
     model: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="MODEL | SCRIPT.py [ARGS]...",
             help="A model folder, a GGUF file, a TorchScript or torch.export program, or your code: "
@@ -38,7 +38,7 @@ def nan_check(
             "behind it is its own.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     *,
     running: Running,
     reporting: Reporting,
@@ -105,7 +105,7 @@ def nan_check(
         raise typer.Exit(watch_and_report(script, watching, reporting, confirm=confirm))
     if watching.replay is not None:
         raise typer.Exit(replay_and_report(watching, running.device, reporting, confirm=confirm))
-    if not model:
+    if model is None:
         raise UsageError(
             "MODEL", "there is none.", "Give a model, a training script, -m MODULE or --replay DIR."
         )
