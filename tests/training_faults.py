@@ -48,7 +48,8 @@ class Case:
     items: tuple[int, ...] = ()
     element: int | str | None = None
     withheld: bool | None = True
-    provable: bool = True
+    # As many places are bad of themselves.
+    origins: int = 1
     environment: tuple[str, ...] = ()
     healthy_environment: tuple[str, ...] = ()
 
@@ -76,12 +77,13 @@ PRODUCTS = ("bmm", "baddbmm")
 
 CASES: tuple[Case, ...] = (
     Case(
-        "unscaled scores in mixed precision", "forecast.py", (), ("--scale", "0.125"),
+        "unscaled scores in mixed precision", "forecast.py", (), ("--scale", "0.125", "--level", "3"),
         range(35, 64), "loss", "nan", ("forward",), PRODUCTS, ("overflow-scores",), "cross",
         line=True, loader=True,
     ),
     Case(
-        "unscaled scores under a loss scaler", "forecast.py", ("--scaler",), ("--scaler", "--scale", "0.125"),
+        "unscaled scores under a loss scaler", "forecast.py", ("--scaler",),
+        ("--scaler", "--scale", "0.125", "--level", "3"),
         range(35, 64), "loss", "nan", ("forward",), PRODUCTS, ("overflow-scores",), "cross",
         line=True, loader=True,
     ),
@@ -198,6 +200,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "statistics that a skipped batch has poisoned", "batch_norm.py", ("4",), ("-1",),
         10, "loss", "nan", ("buffer",), ("leaf",), ("bad-buffer",), "bn", tensor="bn.running_mean",
+        origins=2,
     ),
     Case(
         "a compiled model", "compiled.py", ("0",), ("2",),
@@ -209,7 +212,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "a reading of NaN in random windows", "get_batch.py", ("999",), ("-1",),
-        range(1, 121), "loss", "nan", ("input",), ("leaf",), ("bad-input",), element="window",
+        range(1, 121), "loss", "nan", ("input",), ("leaf",), ("bad-input",), origins=2,  # inputs and targets
     ),
     Case(
         "a model without a module", "functional_model.py", ("500",), ("1",),
@@ -258,6 +261,15 @@ CASES: tuple[Case, ...] = (
         8, "loss", "nan", ("forward",), ("div",), ("division-by-zero",), "1", line=True,
     ),
     Case(
+        "a temperature in a compiled model", "annealed.py", ("0.25", "--compile"), ("0.125", "--compile"),
+        8, "loss", "nan", ("forward",), ("div",), ("division-by-zero",), line=True,
+    ),
+    Case(
+        "entropy that collapses in a compiled model", "entropy_collapse.py", ("--compile",),
+        ("--compile", "--normed"),
+        range(80, 140), "loss", "nan", ("forward",), PRODUCTS, ("overflow-scores",), line=True,
+    ),
+    Case(
         "a module that counts its calls", "counts_calls.py", ("7",), ("0",),
         7, "loss", "", ("forward",), ("div",), ("division-by-zero",), line=True, repeatable=False,
     ),
@@ -269,6 +281,9 @@ CASES: tuple[Case, ...] = (
 
 SILENT: tuple[Silent, ...] = (
     Silent("gradients of NaN that nothing steps", "frozen_branch.py"),
-    Silent("a scaler that skips two steps and recovers", "loss_scale_huge.py", ("--init-scale", "67108864")),
+    Silent("a scaler that skips two steps and recovers", "loss_scale_huge.py", ("--init-scale", "16384")),
+    Silent(
+        "a scaler that begins far too high and recovers", "loss_scale_huge.py", ("--init-scale", "67108864")
+    ),
     Silent("masks, eval losses and logged numbers that are not finite", "infinities.py"),
 )

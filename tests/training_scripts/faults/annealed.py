@@ -1,9 +1,14 @@
 """A temperature in a buffer, which each forward pass lowers a little; it meets 0 on its way."""
 
-import sys
+import argparse
 
 import torch
 from torch import nn
+
+parser = argparse.ArgumentParser()
+parser.add_argument("by", type=float)
+parser.add_argument("--compile", action="store_true")
+args = parser.parse_args()
 
 
 class Annealed(nn.Module):
@@ -19,7 +24,9 @@ class Annealed(nn.Module):
 
 
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(5, 5), Annealed(float(sys.argv[1])))
+model = nn.Sequential(nn.Linear(5, 5), Annealed(args.by))
+if args.compile:
+    model = torch.compile(model, backend="eager")
 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 for _ in range(12):
     x = torch.randn(6, 5)

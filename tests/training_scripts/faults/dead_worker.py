@@ -3,6 +3,7 @@
 
 import os
 import sys
+import time
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ class Pictures(Dataset):
 
     def __getitem__(self, index):
         if index == LAST:
+            time.sleep(0.5)
             os._exit(9)
         return torch.full((4,), float(index)) / 40
 

@@ -7,6 +7,7 @@ from torch import nn
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--normed", action="store_true", help="normalise what queries and keys are made of")
+parser.add_argument("--compile", action="store_true")
 args = parser.parse_args()
 
 WIDTH, HEADS, TOKENS, STEPS = 64, 2, 8, 140
@@ -41,6 +42,8 @@ torch.manual_seed(0)
 level = torch.randint(0, 2, (WIDTH,)) * 2.0 - 1.0
 x = level + 0.1 * torch.randn(4, TOKENS, WIDTH)
 model = Model()
+if args.compile:
+    model = torch.compile(model, backend="eager")
 optimizer = torch.optim.Adam(model.parameters(), lr=0.0125)
 for _ in range(STEPS):
     with torch.autocast("cpu", dtype=torch.float16):

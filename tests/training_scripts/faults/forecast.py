@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 parser = argparse.ArgumentParser()
 parser.add_argument("--scale", type=float, default=1.0, help="what the scores are multiplied by")
 parser.add_argument("--scaler", action="store_true", help="scale the loss")
+parser.add_argument("--level", type=float, default=70.0, help="of the readings")
 args = parser.parse_args()
 
 SENSORS, HOURS, AHEAD, EPOCHS = 64, 6, 3, 8
@@ -37,9 +38,11 @@ class Forecast(nn.Module):
 
 
 torch.manual_seed(0)
-level = torch.randint(0, 2, (SENSORS,)) * 140.0 - 70.0
+level = torch.randint(0, 2, (SENSORS,)) * 2 * args.level - args.level
 readings = level + torch.randn(64, HOURS + AHEAD, SENSORS)
-loader = DataLoader(TensorDataset(readings[:, :HOURS] / 70, readings[:, HOURS:]), batch_size=8, shuffle=True)
+loader = DataLoader(
+    TensorDataset(readings[:, :HOURS] / args.level, readings[:, HOURS:]), batch_size=8, shuffle=True
+)
 model = Forecast()
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 scaler = torch.amp.GradScaler("cpu", enabled=args.scaler)
