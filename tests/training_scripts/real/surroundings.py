@@ -54,7 +54,6 @@ print("threads", threading.current_thread() is threading.main_thread(), THREADS)
 print("sigint", signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 print("hooks", sys.excepthook is sys.__excepthook__, sys.displayhook is sys.__displayhook__, sys.gettrace())
 print("modes", torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_anomaly_enabled())
-print("filters", [(entry[0], entry[2].__name__, str(entry[3])) for entry in warnings.filters])
 print(
     "collector",
     gc.isenabled(),
