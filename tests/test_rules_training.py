@@ -99,23 +99,23 @@ def origin(phase: str = "forward") -> Origin:
 
 
 GRADIENTS = ("blk.3.wq.weight", "blk.3.wk.weight")
-HALVED = [65536.0 / 2**at for at in range(10)]
+HALVED = [2.0**40 / 2**at for at in range(32)]
 FALLING: Callable[[int], float] = lambda step: 0.5 + (600 - step) / 100  # noqa: E731
 
 CASES = [
     # ATT711
     Case(
-        "ten skipped steps in a row",
-        trained(steps=skipping([65536.0, *HALVED], 10)),
+        "thirty-two skipped steps in a row",
+        trained(steps=skipping([2.0**40, *HALVED], 32)),
         [
             (
                 "ATT711",
                 "error",
-                "Step 410: the last 10 steps were all skipped, and the loss scale fell from 65 536 to 128: the "
+                "Step 432: the last 32 steps were all skipped, and the loss scale fell from 1.1e+12 to 512: the "
                 "gradients are not finite at any scale.",
             )
         ],
-        trained(steps=skipping([65536.0, *HALVED[:9]], 9)),
+        trained(steps=skipping([2.0**40, *HALVED[:31]], 31)),
     ),
     Case(
         "a scale below one",
@@ -358,7 +358,7 @@ def test_a_rule_finds_its_defect_and_nothing_in_its_healthy_twin(case: Case) -> 
 
 
 def test_skipped_steps_that_recover_are_silent_however_many() -> None:
-    steps = (*skipping([*HALVED, *HALVED], 20), Step(420, loss=1.0, loss_scale=64.0))
+    steps = (*skipping([*HALVED, *HALVED], 64), Step(464, loss=1.0, loss_scale=64.0))
     assert judge(trained(steps=steps)) == ()
     assert [one.code for one in judge(trained(steps=steps[:-1]))] == ["ATT711"]
 

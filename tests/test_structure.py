@@ -174,7 +174,7 @@ def test_modules_are_imported_by_name_in_known_places_only():
         ("attncli.checkpoint.formats", "f'attncli.checkpoint.{room}'"),
         ("attncli.render", "f'attncli.render.{self.module}'"),
         # The user's script, which attncli is asked to run.
-        ("attncli.cli.script", "code"),
+        ("attncli.cli.script", "compile(source, file, 'exec', dont_inherit=True)"),
         # Libraries of custom operators, with --trust.
         ("attncli.trace.operators", "name"),
         ("attncli.cli.settings", "'tomllib' if sys.version_info >= (3, 11) else 'tomli'"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attncli.trace.tape import Listener
     from attncli.training.monitor import Monitor, Sighting
     from attncli.training.program import Entry
+    from attncli.training.shards import Whole
 
 
 class Replayed(NamedTuple):
@@ -23,12 +24,24 @@ class Replayed(NamedTuple):
 
 
 def replayed(
-    monitor: Monitor, sighting: Sighting, *, confirm: bool = True, beside: Listener | None = None
+    monitor: Monitor,
+    sighting: Sighting,
+    *,
+    confirm: bool = True,
+    beside: Listener | None = None,
+    whole: Whole | None = None,
 ) -> Replayed:
-    """Repeats the step of a sighting. Afterwards gradients, buffers, random states and weights are as they are now."""
-    from attncli.training.models import model_of
+    """Repeats the step of a sighting. Afterwards gradients, buffers, random states and weights are as they are now.
 
-    model = model_of(monitor)
+    `whole`: the model with all its parameters, where this process holds a part of each alone.
+    """
+    from attncli.training.models import inside, model_of
+
+    model = whole.model if whole is not None else model_of(monitor)
+
+    def stand_in(module: Any) -> Any:
+        return inside(module) if whole is None else whole.of(inside(module))
+
     if sighting.seen == "parameter":
         return _update(monitor, sighting, model, confirm, beside)
     if monitor.program.full:
@@ -43,7 +56,7 @@ def replayed(
         if not part:
             continue
         try:
-            found = _found(monitor, sighting, model, part, confirm, beside, inputs)
+            found = _found(monitor, sighting, model, part, confirm, beside, inputs, stand_in)
         except Exception as error:  # noqa: BLE001 - what a repetition raises says that it is none
             why = why or f"its repetition raised {type(error).__name__}: {_first_line(error)}"
             continue
@@ -65,16 +78,17 @@ def _found(
     confirm: bool,
     beside: Listener | None,
     inputs: Sequence[tuple[str, Any]],
+    stand_in: Callable[[Any], Any],
 ) -> Found:
     """The forward and backward passes of the step, from no gradients on."""
     from attncli.trace.nan import find
     from attncli.trace.rewind import random_states
     from attncli.trace.steps import Before
-    from attncli.training.models import inside, without_gradients
+    from attncli.training.models import without_gradients
     from attncli.training.program import repeat
 
     def step(_: Any) -> Any:
-        shown = repeat(list(entries), inside)
+        shown = repeat(list(entries), stand_in)
         return shown[0] if len(shown) == 1 else shown
 
     moved = {
@@ -87,6 +101,7 @@ def _found(
             stack.callback(put_back)
         stack.enter_context(without_gradients([model, *(entry.what for entry in entries)]))
         stack.enter_context(monitor.buffers.as_then())
+        _alone(stack, monitor)
         return find(
             model,
             step,
@@ -117,6 +132,7 @@ def _update(
         for put_back in random_states():
             stack.callback(put_back)
         stack.enter_context(sighting.copies.untouched())
+        _alone(stack, monitor)
         try:
             before = Before(sighting.step - 1, {})
             found = find(model, step, backward=False, confirm=confirm, beside=beside, before=before)
@@ -128,6 +144,14 @@ def _update(
 
 
 # --- building blocks ----------------------------------------------------------------------------------
+
+
+def _alone(stack: ExitStack, monitor: Monitor) -> None:
+    """Of several processes each repeats by itself, so none may wait for another."""
+    from attncli.training.processes import Alone
+
+    if monitor.processes.world > 1:
+        stack.enter_context(Alone())
 
 
 def _without_cuts(entries: Sequence[Entry]) -> list[Entry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,9 @@ from attncli.rules.training import early_warnings
 
 if TYPE_CHECKING:
     from attncli.api.replaying import Replayed
+    from attncli.trace.recorder import Recorder
     from attncli.training.monitor import Sighting
+    from attncli.training.shards import Whole
 
 
 class TrainingFault(AttncliError):  # noqa: N818 - what it tells of is the fault of a step
@@ -97,8 +98,10 @@ class Watch:
             check_capsule(self.capsule)
         self.monitor = Monitor(self, every=every, wants=wants)
         self.reports: list[Report] = []
+        # Of several processes one shows what all of them know.
+        self.speaks = self.monitor.processes.rank == 0
         self.warnings: list[Finding] = []
-        self._writers = _writers(log, tensorboard)
+        self._writers = _writers(log, tensorboard, self.monitor.processes.rank)
         self._series: dict[tuple[str, int, int, str], deque[Sample]] = {}
         self._fresh: list[Sample] = []
         self._sampled: deque[Step] = deque(maxlen=_KEPT)
@@ -124,7 +127,7 @@ class Watch:
         Where the training went on, with what the later faults showed beside it.
         """
         if not self.reports:
-            return self._report(None, None)
+            return self.reported(None, None)
         if self.on_fault != "continue":
             return self.reports[0]
         return _together(self.reports, self.monitor.step - 1, self.monitor.faults)
@@ -146,30 +149,31 @@ class Watch:
     def went_wrong(self, sighting: Sighting) -> BaseException | None:
         if len(self.reports) >= _MOST_REPORTS:
             return None
-        from attncli.api.replaying import replayed
+        if self.monitor.processes.world > 1:
+            from attncli.api.meeting import met
 
-        recorder = None
-        if self.capsule is not None and not self.reports:
-            from attncli.api.capsules import capsule_recorder
-
-            recorder = capsule_recorder()
-        again = replayed(self.monitor, sighting, confirm=self.confirm, beside=recorder)
-        report = self._report(sighting, again)
-        if recorder is not None:
-            report = self._encapsulated(report, again, recorder)
+            report, self.speaks = met(self, sighting)
+        else:
+            again, recorder = self.repeated(sighting)
+            report = self.reported(sighting, again)
+            if recorder is not None:
+                report = self.encapsulated(report, again, recorder)
         self.reports.append(report)
         return self._decided(report)
 
     def sampling(self, module: Any, step: int) -> AbstractContextManager[None] | None:
         """A measurement of the attention of one call, while it runs; None where that has to be another call."""
-        return None if _compiles(module) else self._measured(module, step)
+        from attncli.training.models import has_compiled_parts
+
+        return None if has_compiled_parts(module) else self._measured(module, step)
 
     def sample_again(self, module: Any, args: Any, kwargs: Any, step: int) -> None:
         """Measures a call of a compiled module by another, uncompiled one."""
-        from attncli.trace import kept, undisturbed
+        from attncli.trace import undisturbed
+        from attncli.training.buffers import unwritten
         from attncli.training.models import inside
 
-        with kept(module), undisturbed(), self._measured(inside(module), step):
+        with unwritten(module.buffers()), undisturbed(), self._measured(inside(module), step):
             inside(module)(*args, **kwargs)
 
     def stepped(self, step: Step) -> None:
@@ -186,6 +190,8 @@ class Watch:
 
     def broken(self, error: Exception) -> None:
         import traceback
+
+        self.monitor.processes.leave()
 
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
@@ -216,9 +222,27 @@ class Watch:
             if key not in self._told:
                 self._told.add(key)
                 self.warnings.append(finding)
-                self.tell(f"step {step.number}: {finding.severity}: {finding.message} ({finding.code})")
+                if self.monitor.processes.rank == 0:
+                    self.tell(f"step {step.number}: {finding.severity}: {finding.message} ({finding.code})")
 
     # --- the report -----------------------------------------------------------------------------------
+
+    def repeated(
+        self, sighting: Sighting, whole: Whole | None = None, why: str = ""
+    ) -> tuple[Replayed, Recorder | None]:
+        """The step once more, and what it is written down by for a capsule. `why` it cannot be repeated, if so."""
+        from attncli.api.replaying import Replayed, replayed
+        from attncli.training.models import model_of
+
+        recorder = None
+        if self.capsule is not None and not self.reports:
+            from attncli.api.capsules import capsule_recorder
+
+            recorder = capsule_recorder()
+        if why:
+            return Replayed(None, why, model_of(self.monitor)), recorder
+        again = replayed(self.monitor, sighting, confirm=self.confirm, beside=recorder, whole=whole)
+        return again, recorder
 
     def _training(self, fault: Fault | None) -> Training:
         monitor = self.monitor
@@ -231,7 +255,7 @@ class Watch:
             fault,
         )
 
-    def _report(self, sighting: Sighting | None, again: Replayed | None) -> Report:
+    def reported(self, sighting: Sighting | None, again: Replayed | None) -> Report:
         from attncli.trace import surroundings
         from attncli.training.models import model_of
 
@@ -258,7 +282,7 @@ class Watch:
                 "training": {
                     **_plain(training),
                     "capsule": None,
-                    "world": 1,
+                    "world": self.monitor.processes.world,
                     "faults": self.monitor.faults,
                     "stopped": fault is not None and self.on_fault != "continue",
                 },
@@ -267,7 +291,7 @@ class Watch:
             notes=(*(again.notes if again is not None else ()), *(found.notes if found is not None else ())),
         )
 
-    def _encapsulated(self, report: Report, again: Replayed, recorder: Any) -> Report:
+    def encapsulated(self, report: Report, again: Replayed, recorder: Any) -> Report:
         """The report, with the capsule that was written beside it, or the reason why there is none."""
         from attncli.api.capsules import write_capsule
 
@@ -347,24 +371,21 @@ def _wanted(model: Any, optimizer: Any) -> Callable[[Any], bool]:
     return lambda one: any(id(p) in mine for group in one.param_groups for p in group["params"])
 
 
-def _writers(log: str | Path | None, tensorboard: str | Path | None) -> list[Any]:
-    if log is None and tensorboard is None:
+def _writers(log: str | Path | None, tensorboard: str | Path | None, rank: int) -> list[Any]:
+    """Of several processes each has a log of its own; TensorBoard shows the first."""
+    if log is None and (tensorboard is None or rank):
         return []
     from attncli.training.log import JsonLines, TensorBoard
 
     return [
-        *([JsonLines(Path(log))] if log is not None else []),
-        *([TensorBoard(Path(tensorboard))] if tensorboard is not None else []),
+        *([JsonLines(_of_rank(Path(log), rank))] if log is not None else []),
+        *([TensorBoard(Path(tensorboard))] if tensorboard is not None and not rank else []),
     ]
 
 
-def _compiles(module: Any) -> bool:
-    """Whether code is compiled in this process: uncompiled, its numbers would be others."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None:
-        return False
-    counters = getattr(getattr(dynamo, "utils", None), "counters", {})
-    return bool(counters.get("frames", {}).get("total")) or type(module).__name__ == "OptimizedModule"
+def _of_rank(log: Path, rank: int) -> Path:
+    """run.jsonl of rank 0, run.rank1.jsonl of rank 1."""
+    return log.with_suffix(f".rank{rank}{log.suffix}") if rank else log
 
 
 def _samples(found: Any, step: int) -> Iterator[Sample]:

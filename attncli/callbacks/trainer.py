@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from attncli.api import Watch, watch
 
 
-class TrainerWatch(TrainerCallback):  # type: ignore[misc]
+class TrainerWatch(TrainerCallback):
     """`Trainer(…, callbacks=[TrainerWatch(log="run.jsonl")])`: watches from the first step to the last.
 
     `settings`: those of `attncli.watch`. `run`: the watch, once training began. A Trainer tells its callbacks nothing

@@ -25,6 +25,7 @@ from attncli.cli.nan_check import nan_check
 from attncli.cli.output import show_error
 from attncli.cli.overflow import overflow
 from attncli.cli.rules import rules
+from attncli.cli.script import USUAL_ERRORS
 from attncli.cli.script_options import ScriptCommand
 from attncli.cli.settings import Option, project_defaults
 from attncli.cli.writing import silence_stdout
@@ -47,7 +48,8 @@ def run() -> int:
     try:
         with _interruptible():
             code = app(prog_name="attncli", standalone_mode=False)
-        sys.stdout.flush()
+        if not sys.stdout.closed:  # a script may have closed it
+            sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
         # Help for a reader that went away; click and rich leave in their own way. A report keeps its code.
         silence_stdout()
@@ -96,6 +98,7 @@ def _steady_streams() -> None:
             nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the end
             setattr(sys, name, nowhere)
         elif hasattr(stream, "reconfigure"):
+            USUAL_ERRORS.setdefault(name, stream.errors)
             stream.reconfigure(errors="replace")
 
 

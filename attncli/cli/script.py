@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import builtins
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import os
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -64,7 +67,11 @@ def run_script(script: Script, start: Callable[[], Watch], *, to_stderr: bool) -
     sys.argv = [script.target, *script.args]
     sys.path[0] = str(Path.cwd()) if script.is_module else str(Path(script.target).resolve().parent)
     try:
-        with _when_imported("torch", begin), redirect_stdout(sys.stderr) if to_stderr else _nothing():
+        with (
+            _as_python_starts(),
+            _when_imported("torch", begin),
+            redirect_stdout(sys.stderr) if to_stderr else nullcontext(),
+        ):
             _execute(script)
     except BaseException as error:  # noqa: BLE001 - how a script ends is told by the caller
         ran.error = error
@@ -109,17 +116,45 @@ def _execute(script: Script) -> None:
     file = str(Path(script.target).absolute())
     loader = importlib.machinery.SourceFileLoader("__main__", file)
     main.__dict__.update(
-        __file__=file, __builtins__=__builtins__, __loader__=loader, __cached__=None, __spec__=None
+        __file__=file, __builtins__=builtins, __loader__=loader, __cached__=None, __spec__=None
     )
     # Processes that the script starts find it by this module, and so does what runs at exit.
     sys.modules["__main__"] = main
-    code = compile(Path(file).read_bytes(), file, "exec", dont_inherit=True)
-    exec(code, main.__dict__)
+    source = Path(file).read_bytes()
+    try:
+        importlib.util.decode_source(source)
+    except UnicodeDecodeError as error:  # compile() overlooks it in comments
+        line = source[: error.start].count(b"\n") + 1
+        problem = f"Non-UTF-8 code starting with '\\x{source[error.start]:02x}' in file {file} on line {line}"
+        raise SyntaxError(f"{problem}, but no encoding declared") from None
+    exec(compile(source, file, "exec", dont_inherit=True), main.__dict__)
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
+def _as_python_starts() -> Iterator[None]:
+    """The hooks, signals and streams that a script finds where nothing else runs in its process."""
+    hook = sys.excepthook
+    sys.excepthook = sys.__excepthook__
+    errors = {name: getattr(getattr(sys, name), "errors", None) for name in USUAL_ERRORS}
+    for name, usual in USUAL_ERRORS.items():
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors=usual)
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    ours = in_main and getattr(handler, "__module__", "").startswith("attncli")
+    if ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, handler)
+        if sys.excepthook is sys.__excepthook__:
+            sys.excepthook = hook
+        for name, before in errors.items():
+            stream = getattr(sys, name)
+            if not getattr(stream, "closed", True) and hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors=before)
 
 
 @contextmanager
@@ -180,7 +215,7 @@ def _of_the_script(found: TracebackType | None) -> TracebackType | None:
             ours = False
             frames.append(found)
         found = found.tb_next
-    for one, following in zip(frames, [*frames[1:], None], strict=True):
+    for one, following in zip(frames, [*frames[1:], None], strict=False):
         one.tb_next = following
     return frames[0] if frames else None
 
@@ -202,6 +237,8 @@ def summary(ran: Ran, report: Report) -> str:
         return "torch was not imported, so nothing was watched"
     training: dict[str, Any] = (report.run or {})["training"]
     seen = training["seen"]
+    if ran.watch.monitor.failed:
+        return f"{seen} step{'s' if seen != 1 else ''} watched before the watch failed"
     if not seen:
         return "no optimiser step was seen, so nothing was watched"
     steps = f"{seen:,} step{'s' if seen != 1 else ''} watched".replace(",", " ")
@@ -209,3 +246,9 @@ def summary(ran: Ran, report: Report) -> str:
     told = f"{faults} went wrong" if faults else "nothing went wrong"
     warnings = len(ran.watch.warnings)
     return f"{steps}, {told}" + (f", {warnings} warning{'s' if warnings != 1 else ''}" if warnings else "")
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+# What the command line changed of the streams, and how it was: the name of a stream → its error handler.
+USUAL_ERRORS: dict[str, str] = {}

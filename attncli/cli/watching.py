@@ -44,14 +44,20 @@ def watch_and_report(script: Script, watching: Watching, reporting: Reporting, *
         _say(summary(ran, _NO_REPORT), reporting)
         return code or 3
     went_wrong = bool((report.run or {})["training"]["faults"])
+    silent = ran.watch is not None and not ran.watch.speaks
     if ran.error is not None and not ran.halted and not isinstance(ran.error, SystemExit):
         _say(_raised(ran), reporting)
-    elif not went_wrong or watching.go_on:
+    elif not silent and (not went_wrong or watching.go_on):
         _say(summary(ran, report), reporting)
-    if went_wrong or alone or ends.files or ends.baseline is not None:
+    if silent:
+        # Another process says what was seen; what this one alone would find is no reason to fail.
+        judged = ends._replace(stdout=None, files=(), baseline=None).finish(report) if went_wrong else 0
+    elif went_wrong or alone or ends.files or ends.baseline is not None:
         judged = _finished(ends, report)
     else:
         judged = ends._replace(stdout=None).finish(report)
+    if ran.watch is not None and ran.watch.monitor.failed and not went_wrong:
+        judged = 0  # a watch that broke down is no result of the script's
     if interrupted:
         die_of_interrupt()
     return code or judged
@@ -91,7 +97,10 @@ def _check_targets(watching: Watching) -> None:
 
 
 def _finished(ends: Outlet, report: Report) -> int:
-    sys.stdout.flush()
+    if sys.stdout.closed:
+        ends = ends._replace(stdout=None)
+    else:
+        sys.stdout.flush()
     return ends.finish(report)
 
 
@@ -100,7 +109,9 @@ def _raised(ran: Ran) -> str:
     error, watch = ran.error, ran.watch
     if watch is None:
         return ""
-    what = f"the script raised {type(error).__name__} in step {watch.monitor.step}"
+    processes = watch.monitor.processes
+    who = f"the script in rank {processes.rank}" if processes.world > 1 else "the script"
+    what = f"{who} raised {type(error).__name__} in step {watch.monitor.step}"
     where = place_of(error) if error is not None else ""
     return f"{what}{f' ({where})' if where else ''}{watch.circumstances()}"
 

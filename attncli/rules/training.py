@@ -177,7 +177,8 @@ def symptom(fault: Fault) -> str:
 
 # Where Megatron-LM (--min-loss-scale) and DeepSpeed (min_loss_scale) stop by default.
 _FLOOR = 1.0
-_SKIPPED = 10
+# torch begins at 2**16, and scales of 2**26 were seen to settle after 14 skipped steps.
+_SKIPPED = 32
 _EXPLODED = 100.0
 _GRAVE = 1000.0
 _SMALL = 0.01
@@ -194,7 +195,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
         why="A few skipped steps set the scale; where every step is skipped nothing is learned any more, and whatever "
         "makes the gradients infinite does so without scaling as well.",
         formula="the loss scale of each step; steps skipped in a row up to the last",
-        threshold="a scale that fell below 1, or 10 or more skipped steps without recovery",
+        threshold="a scale that fell below 1, or 32 or more skipped steps without recovery",
         source="1: the floor at which Megatron-LM (--min-loss-scale) and DeepSpeed (min_loss_scale) stop; 10 halvings "
         "take GradScaler's 65 536 to 64: attncli",
         provenance="heuristic",

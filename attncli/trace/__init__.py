@@ -168,10 +168,19 @@ def watched(model: Any, tape: Tape, listener: Listener) -> Iterator[list[str]]:
             notes.append("compiled code ran uncompiled while tracing")
         # Also without a compiled module: flex_attention compiles itself, which no dispatch mode survives.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(warnings.catch_warnings())
-        for message in _OUR_DOING:
-            warnings.filterwarnings("ignore", message=message)
+        if not all(map(_is_ignored, _OUR_DOING)):
+            stack.enter_context(warnings.catch_warnings())
+            for message in _OUR_DOING:
+                warnings.filterwarnings("ignore", message=message)
         yield notes
+
+
+def _is_ignored(message: str) -> bool:
+    """Whether a watch over a training has set this filter: a new one would show the script's warnings once more."""
+    return any(
+        action == "ignore" and getattr(pattern, "pattern", None) == message
+        for action, pattern, *_ in warnings.filters
+    )
 
 
 @contextmanager

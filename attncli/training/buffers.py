@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,48 @@ class Buffers:
     @contextmanager
     def as_then(self) -> Iterator[None]:
         """The buffers as they were when the step began; afterwards as they are now."""
-        now = [(buffer, buffer.detach().clone()) for buffer, _ in self._values.values()]
-        try:
+        with unwritten(one for _, buffers in self._known.values() for one in buffers):
             _write(list(self._values.values()))
             yield
+
+
+class Inputs:
+    """Copies of what those modules are given that write to it. That a module does shows when it first did."""
+
+    def __init__(self) -> None:
+        self._writers: list[weakref.ref[nn.Module]] = []
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> list[tuple[Tensor, int, Tensor | None]]:
+        """(tensor, version, copy) of the arguments of a module that is about to be called."""
+        writes = any(one() is module for one in self._writers)
+        return [
+            (one, one._version, one.detach().clone() if writes and one.grad_fn is None else None)
+            for one in args
+            if isinstance(one, Tensor) and not one.is_inference()
+        ]
+
+    def after(
+        self, module: nn.Module, args: tuple[Any, ...], before: list[tuple[Tensor, int, Tensor | None]]
+    ) -> tuple[Any, ...]:
+        """The arguments as they were, as far as they are known."""
+        written = [one for one in before if one[0]._version != one[1]]
+        if not written:
+            return args
+        if not any(one() is module for one in self._writers):
+            self._writers.append(weakref.ref(module))
+        copies = {id(tensor): copy for tensor, _, copy in written if copy is not None}
+        return tuple(copies.get(id(one), one) for one in args)
+
+
+@contextmanager
+def unwritten(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Whatever is written to these tensors inside, they are as before afterwards, for autograd as well."""
+    before = [(one, one.detach().clone()) for one in tensors if one.device.type != "meta"]
+    with torch.autograd._unsafe_preserve_version_counter(tuple(one for one, _ in before)):
+        try:
+            yield
         finally:
-            _write(now)
+            _write(before)
 
 
 def _write(values: list[tuple[Tensor, Tensor]]) -> None:

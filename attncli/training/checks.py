@@ -16,7 +16,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(0)
-    local = [_plain(tensor) for tensor in tensors]
+    local = [held(tensor) for tensor in tensors]
     device = local[0].device
     if device.type == "cpu" or len({(one.device, one.dtype) for one in local}) > 1:
         return torch.stack([_norm(one).to(device) for one in local])
@@ -25,7 +25,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
 def largest(tensors: Sequence[Tensor]) -> Tensor:
     """The largest magnitude in each tensor, as one vector; NaN spreads to it."""
-    local = [_plain(tensor) for tensor in tensors]
+    local = [held(tensor) for tensor in tensors]
     local = [one if one.numel() else one.new_zeros(1) for one in local]
     if not local:
         return torch.zeros(0)
@@ -38,7 +38,7 @@ def largest(tensors: Sequence[Tensor]) -> Tensor:
 
 def bad(tensor: Tensor) -> str:
     """ "nan", "+inf", "-inf", or "" where every element is finite."""
-    local = _plain(tensor)
+    local = held(tensor)
     if not (local.is_floating_point() or local.is_complex()) or bool(torch.isfinite(local).all()):
         return ""
     if bool(torch.isnan(local).any()):
@@ -47,13 +47,24 @@ def bad(tensor: Tensor) -> str:
 
 
 def absmax(tensor: Tensor) -> float:
-    local = _plain(tensor)
+    local = held(tensor)
     return float(local.detach().abs().amax()) if local.numel() else 0.0
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of the tensor alone."""
     return hasattr(tensor, "to_local")
+
+
+def held(tensor: Tensor) -> Tensor:
+    """The values that lie in this process: the shard of a distributed tensor, what a sparse one holds."""
+    given: Any = tensor.detach()
+    if hasattr(given, "to_local"):
+        given = given.to_local()
+    if given.layout is not torch.strided:
+        given = given.coalesce().values() if given.layout is torch.sparse_coo else given.values()
+    found: Tensor = given
+    return found
 
 
 def _norm(tensor: Tensor) -> Tensor:
@@ -67,14 +78,3 @@ def _norm(tensor: Tensor) -> Tensor:
 
 def _wide(tensor: Tensor) -> torch.dtype | None:
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The values that lie in this process: the shard of a distributed tensor, what a sparse one holds."""
-    given: Any = tensor.detach()
-    if hasattr(given, "to_local"):
-        given = given.to_local()
-    if given.layout is not torch.strided:
-        given = given.coalesce().values() if given.layout is torch.sparse_coo else given.values()
-    found: Tensor = given
-    return found

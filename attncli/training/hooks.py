@@ -16,11 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.amp import GradScaler
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_always_called,
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from attncli.training.monitor import Monitor
+from attncli.training.checks import is_sharded
+from attncli.training.monitor import Monitor, stepped
 
 
 @contextmanager
@@ -28,16 +34,18 @@ def hooked(monitor: Monitor) -> Iterator[None]:
     """The monitor hears everything until it is left."""
     with ExitStack() as stack:
         for handle in (*_modules(monitor), *_optimizers(monitor)):
-            stack.callback(handle.remove)
+            stack.callback(_removed, handle)
         patches = [
             *_backward(monitor),
             *_clipping(monitor),
             *_scaling(monitor),
-            *monitor.loaders.patches(monitor.guarded),
+            *_own_functions(monitor),
+            *monitor.loaders.patches(monitor.guarded, monitor.functions.shut),
         ]
         for owner, name, replacement in patches:
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, functools.wraps(getattr(owner, name))(replacement))
+            stack.callback(setattr, owner, name, vars(owner)[name])
+            patch = functools.wraps(getattr(owner, name))(replacement)
+            setattr(owner, name, classmethod(patch) if isinstance(vars(owner)[name], classmethod) else patch)
         stack.callback(monitor.functions.close)
         # What torch.compile says of global hooks on modules: these do nothing where they are compiled.
         stack.enter_context(_unwarned())
@@ -46,25 +54,29 @@ def hooked(monitor: Monitor) -> Iterator[None]:
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    entry = ("ignore", _OUR_DOING, Warning, None, 0)
-    warnings.filters.insert(0, entry)  # type: ignore[attr-defined]
+    """Set once: whenever filters change, Python shows warnings again that it has shown already."""
+    entries = [("ignore", one, Warning, None, 0) for one in _OUR_DOING]
+    warnings.filters[:0] = entries  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        if entry in warnings.filters:
-            warnings.filters.remove(entry)  # type: ignore[attr-defined]
-            warnings._filters_mutated()  # type: ignore[attr-defined]
+        for entry in entries:
+            if entry in warnings.filters:
+                warnings.filters.remove(entry)  # type: ignore[attr-defined]
+        warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 def _modules(monitor: Monitor) -> list[Any]:
     def enter(module: nn.Module, args: Any) -> None:
         if not torch.compiler.is_compiling():
-            monitor.guarded(monitor.enters, module)
+            monitor.guarded(monitor.enters, module, args)
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def leave(module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
+        # Where a forward pass raised, torch gives no keyword arguments.
         if not torch.compiler.is_compiling():
-            monitor.guarded(monitor.leaves, module, args, kwargs, output)
+            kwargs = kwargs_and_output[0] if len(kwargs_and_output) > 1 else {}
+            monitor.guarded(monitor.leaves, module, args, kwargs, kwargs_and_output[-1])
 
     return [
         register_module_forward_pre_hook(enter),
@@ -73,16 +85,21 @@ def _modules(monitor: Monitor) -> list[Any]:
 
 
 def _optimizers(monitor: Monitor) -> list[Any]:
+    def update_begins(optimizer: Any) -> None:
+        wanted = monitor.wants(optimizer)
+        shared = monitor.shared(lambda: [p.grad for p in stepped(optimizer)], "norms") if wanted else None
+        _raise(monitor.guarded(monitor.update_begins, optimizer, shared))
+
     def begins(optimizer: Any, args: Any, kwargs: Any) -> Any:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
         if closure is None:
-            _raise(monitor.guarded(monitor.update_begins, optimizer))
+            update_begins(optimizer)
             return None
 
         @functools.wraps(closure)
         def looked_at() -> Any:
             result = closure()
-            _raise(monitor.guarded(monitor.update_begins, optimizer))
+            update_begins(optimizer)
             return result
 
         if "closure" in kwargs:
@@ -90,7 +107,8 @@ def _optimizers(monitor: Monitor) -> list[Any]:
         return (args[0], looked_at, *args[2:]), kwargs
 
     def ends(optimizer: Any, args: Any, kwargs: Any) -> None:
-        _raise(monitor.guarded(monitor.update_ends, optimizer))
+        shared = monitor.shared(lambda: stepped(optimizer), "largest") if monitor.wants(optimizer) else None
+        _raise(monitor.guarded(monitor.update_ends, optimizer, shared))
 
     return [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)]
 
@@ -121,7 +139,8 @@ def _clipping(monitor: Monitor) -> list[tuple[Any, str, Any]]:
     def get_total_norm(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         tensors = list(tensors) if not isinstance(tensors, torch.Tensor) else [tensors]
         norm = original(tensors, *args, **kwargs)
-        _raise(monitor.guarded(monitor.clips, tensors, norm))
+        shared = monitor.shared(lambda: tensors, "norms") if is_sharded(norm) else None
+        _raise(monitor.guarded(monitor.clips, tensors, norm, shared))
         return norm
 
     return [(clip_grad, name, get_total_norm)]
@@ -145,9 +164,29 @@ def _scaling(monitor: Monitor) -> list[tuple[Any, str, Any]]:
     return [(GradScaler, "scale", scaled), (GradScaler, "step", stepped)]
 
 
+def _own_functions(monitor: Monitor) -> list[tuple[Any, str, Any]]:
+    """Functions with a backward of their own: torch hands them to no mode."""
+    original = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(cls, *args, **kwargs)
+        if monitor.functions.is_open and not torch.compiler.is_compiling():
+            monitor.guarded(monitor.program.function_called, cls.apply, args, kwargs, result)
+        return result
+
+    return [(torch.autograd.Function, "apply", apply)]
+
+
+def _removed(handle: Any) -> None:
+    """Takes a hook off, and what torch forgets: its marks as one of the hooks that are given keyword arguments."""
+    handle.remove()
+    for marks in (_global_forward_hooks_with_kwargs, _global_forward_hooks_always_called):
+        marks.pop(handle.id, None)
+
+
 def _raise(error: BaseException | None) -> None:
     if error is not None:
         raise error
 
 
-_OUR_DOING = re.compile(r"Using `torch.compile\(module\)` when there are global hooks")
+_OUR_DOING = (re.compile("Using `torch.compile"), re.compile("flex_attention called without torch.compile"))

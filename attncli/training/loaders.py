@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -48,8 +49,13 @@ class Loaders:
         self._passes: WeakKeyDictionary[Any, _Pass] = WeakKeyDictionary()
         self._epochs: WeakKeyDictionary[Any, Iterator[int]] = WeakKeyDictionary()
 
-    def patches(self, guarded: Callable[..., Any]) -> list[tuple[Any, str, Any]]:
-        """(class, method, replacement). `guarded(function, *given)` calls a function of ours, whatever it does."""
+    def patches(
+        self, guarded: Callable[..., Any], shut: Callable[[], AbstractContextManager[None]]
+    ) -> list[tuple[Any, str, Any]]:
+        """(class, method, replacement). `guarded(function, *given)` calls a function of ours, whatever it does.
+
+        `shut`: nothing is written down inside.
+        """
         base: Any = dataloader._BaseDataLoaderIter
         begin, again, following, asks = base.__init__, base._reset, base.__next__, base._next_index
 
@@ -64,7 +70,8 @@ class Loaders:
 
         def taken(iterator: Any) -> Any:
             self.reading = guarded(self._told, iterator)
-            value = following(iterator)
+            with shut():
+                value = following(iterator)
             self.reading = None
             guarded(self._taken, iterator, value)
             return value

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from attncli.training.monitor import Monitor
+if TYPE_CHECKING:
+    from attncli.training.monitor import Monitor
 
 
 def model_of(monitor: Monitor) -> nn.Module | None:
     """The model of a step: its outermost module, or several side by side under their names in the script."""
     called = {id(inside(module)) for module in monitor.program.modules()}
     found = [inside(module) for module in monitor.models()]
-    with_weights = [module for module in found if next(module.parameters(), None) is not None]
+    with_weights = [module for module in found if _has_state(module)]
     used = [module for module in with_weights if not called or called & {id(m) for m in module.modules()}]
     chosen = used or with_weights or found
     if len(chosen) < 2:
@@ -24,6 +27,31 @@ def model_of(monitor: Monitor) -> nn.Module | None:
     for name, module in zip(monitor.called(chosen), chosen, strict=True):
         together.add_module(name, module)
     return together
+
+
+def has_compiled_parts(module: nn.Module) -> bool:
+    """Whether a call of it runs compiled code: uncompiled, its numbers would be others."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None:
+        return False
+    classes = set()
+    for one in module.modules():
+        if type(one).__name__ == "OptimizedModule" or getattr(one, "_compiled_call_impl", None) is not None:
+            return True
+        if "flex" in str(getattr(getattr(one, "config", None), "_attn_implementation", "")):
+            return True
+        classes.add(type(one))
+    return any(
+        hasattr(function.__globals__.get(name), _COMPILED)
+        for kind in classes
+        for function in vars(kind).values()
+        if isinstance(function, FunctionType)
+        for name in function.__code__.co_names
+    )
+
+
+def _has_state(module: nn.Module) -> bool:
+    return any(True for tensors in (module.parameters(), module.buffers()) for _ in tensors)
 
 
 def inside(module: Any) -> Any:
@@ -49,6 +77,8 @@ def without_gradients(modules: Iterable[Any]) -> Iterator[None]:
 
 # --- tables -------------------------------------------------------------------------------------------
 
+# How torch.compile marks a function that it compiled.
+_COMPILED = "_torchdynamo_orig_callable"
 _WRAPPERS: Mapping[str, str] = {
     "DistributedDataParallel": "module",
     "DataParallel": "module",

@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from attncli.records import Moved, Optimizer, Step
-from attncli.training.buffers import Buffers
-from attncli.training.checks import absmax, bad, is_sharded, largest, norms
+from attncli.training.buffers import Buffers, Inputs
+from attncli.training.checks import absmax, bad, held, is_sharded, largest, norms
 from attncli.training.copies import Copies, Update, danger
 from attncli.training.loaders import Loaders
+from attncli.training.models import inside
+from attncli.training.processes import Processes
 from attncli.training.program import Functions, Program, around_module
 
 
@@ -72,7 +74,9 @@ class Monitor:
         self.program = Program()
         self.functions = Functions(self.program, self.fail)
         self.loaders = Loaders()
+        self.processes = Processes()
         self.buffers = Buffers()
+        self.inputs = Inputs()
         self.steps: deque[Step] = deque(maxlen=_KEPT)
         self.moved: deque[Moved] = deque(maxlen=_KEPT)
         self.optimizers: dict[int, Optimizer] = {}
@@ -84,7 +88,10 @@ class Monitor:
         self._depth = 0
         self.is_in_backward = False
         self._losses: list[Tensor] = []
+        self._own_loss = ""
         self._around: Any = None
+        self._inputs: Any = None
+        self._has_begun = False
         self._sample: AbstractContextManager[None] | None = None
         self._sampled: set[int] = set()
         self._clipped: Tensor | None = None
@@ -104,7 +111,10 @@ class Monitor:
 
     def guarded(self, function: Callable[..., Any], *given: Any) -> Any:
         """Calls a function of ours. What it raises as an error of ours is told, once, and ends the watch."""
-        if self.paused or self.failed or threading.get_ident() != self._thread:
+        if self.paused or threading.get_ident() != self._thread:
+            return None
+        if self.failed:
+            self.functions.close()  # it may have come back to the stack when the call that failed ended
             return None
         try:
             return function(*given)
@@ -134,7 +144,7 @@ class Monitor:
 
     # --- modules --------------------------------------------------------------------------------------
 
-    def enters(self, module: nn.Module) -> None:
+    def enters(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.is_in_backward:
             return
         self._depth += 1
@@ -145,7 +155,9 @@ class Monitor:
         if not torch.is_grad_enabled():
             return
         self._known(module)
-        self.buffers.before(module, first=not self.program.entries)
+        self.buffers.before(module, first=not self._has_begun)
+        self._has_begun = True
+        self._inputs = self.inputs.before(module, args)
         self._around = around_module()
         if self._due(module):
             self._sample = self.listener.sampling(module, self.step)
@@ -163,6 +175,7 @@ class Monitor:
             self._sampled.add(id(module))
             sample.__exit__(None, None, None)
         if self._around is not None and output is not None:
+            args = self.inputs.after(module, args, self._inputs)
             if self._due(module):
                 self._sampled.add(id(module))
                 with self.silent():
@@ -191,10 +204,15 @@ class Monitor:
                 continue
             loss = self._without_scale(root)
             if loss.numel() == 1:
-                self._losses.append(loss.detach())
+                self._losses.append(held(loss))
             # On another device the answer is waited for once, together with the gradients.
             found = found or (bad(loss) if loss.device.type == "cpu" else "")
         self.is_in_backward = True
+        if found and self.processes.world > 1:
+            # The others would wait for this process in the collectives of their backward passes.
+            self._own_loss = self._own_loss or found
+            self.processes.call(self.step)
+            return None
         return self._wrong("loss", found) if found else None
 
     def backward_ends(self) -> None:
@@ -212,32 +230,58 @@ class Monitor:
 
     # --- the update -----------------------------------------------------------------------------------
 
-    def clips(self, gradients: Sequence[Tensor], norm: Tensor) -> BaseException | None:
-        """The norm of gradients was computed to clip them: what is bad is still where it was born."""
-        self._clipped = norm
-        if self._scaler is not None or bool(torch.isfinite(norm).all()):
-            return None
-        known = {id(one) for one in gradients}
-        parameters = [p for p in self._parameters() if p.grad is not None and id(p.grad) in known]
-        return self._bad_gradients(parameters or self._parameters(), None)
+    def shared(self, tensors: Callable[[], Sequence[Tensor]], sizes: str) -> Tensor | None:
+        """`norms` or `largest` of tensors that lie in parts in several processes, over all parts; otherwise None.
 
-    def update_begins(self, optimizer: Any) -> BaseException | None:
-        """The gradients are complete; the parameters are about to be changed."""
+        All of those processes ask for it at the same place, and one whose watch has failed still answers: it is no
+        part of what is guarded.
+        """
+        if self.paused or self.is_in_backward or self.processes.world < 2:
+            return None
+        found = tensors()
+        if not any(is_sharded(one) for one in found):
+            return None
+        from attncli.training import shards
+
+        of: Callable[[Sequence[Tensor]], Tensor] = getattr(shards, sizes)
+        return of(found)
+
+    def clips(
+        self, gradients: Sequence[Tensor], norm: Tensor, shared: Tensor | None = None
+    ) -> BaseException | None:
+        """The norm of gradients was computed to clip them: what is bad is still where it was born."""
+        self._clipped = norm if shared is None else shared.norm()
+        if self._scaler is not None or bool(torch.isfinite(self._clipped).all()):
+            return None
+        owned = {id(p.grad): p for p in self._parameters() if p.grad is not None}
+        if shared is not None:
+            return self._bad_parts([owned.get(id(one), one) for one in gradients], shared, None)
+        known = [owned[id(one)] for one in gradients if id(one) in owned]
+        return self._bad_gradients(known or self._parameters(), None)
+
+    def update_begins(self, optimizer: Any, shared: Tensor | None = None) -> BaseException | None:
+        """The gradients are complete; the parameters are about to be changed. `shared`: norms over all processes."""
         self.functions.close()
         if not self.wants(optimizer):
             return None
-        parameters = _stepped(optimizer)
+        parameters = stepped(optimizer)
         rate = _rate(optimizer)
         if id(optimizer) not in self.optimizers:
             self.optimizers[id(optimizer)] = _described(optimizer, parameters)
         error = None
         if self._scaler is None or getattr(optimizer, "found_inf", None) is None:
-            self._norm, fine = self._looked(parameters)
-            if not fine:
-                error = self._bad_gradients(parameters, optimizer)
+            if shared is not None:
+                self._norm = float(self._clipped if self._clipped is not None else shared.norm())
+                error = self._bad_parts(parameters, shared, optimizer)
+            else:
+                self._norm, fine = self._looked(parameters)
+                if not fine:
+                    error = self._bad_gradients(parameters, optimizer)
+        if id(optimizer) not in self._sizes and shared is None:
+            self._sizes[id(optimizer)] = (tuple(map(id, parameters)), largest(parameters))
         late = next((kind for loss in self._losses if loss.device.type != "cpu" and (kind := bad(loss))), "")
-        if error is None and late:
-            error = self._wrong("loss", late)
+        if error is None and (late or self._own_loss):
+            error = self._wrong("loss", late or self._own_loss)
         if error is None:
             before = [step for step in self.steps if not step.skipped]
             update = Update(
@@ -251,12 +295,13 @@ class Monitor:
             self._copies = Copies(optimizer) if danger(update) else None
         return error
 
-    def update_ends(self, optimizer: Any) -> BaseException | None:
+    def update_ends(self, optimizer: Any, shared: Tensor | None = None) -> BaseException | None:
+        """The parameters were changed. `shared`: their largest magnitudes over all processes."""
         if not self.wants(optimizer):
             return None
-        parameters = _stepped(optimizer)
+        parameters = stepped(optimizer)
         self._taken[id(optimizer)] = self._taken.get(id(optimizer), 0) + 1
-        sizes = largest(parameters)
+        sizes = largest(parameters) if shared is None else shared
         known = tuple(map(id, parameters))
         before = self._sizes[id(optimizer)][1] if self._sizes.get(id(optimizer), ((),))[0] == known else None
         self._sizes[id(optimizer)] = (known, sizes)
@@ -264,6 +309,10 @@ class Monitor:
         error = None
         if not _all_finite(sizes):
             spoiled = [(one, kind) for one in parameters if (kind := bad(one))]
+            if not spoiled and shared is not None:
+                spoiled = [
+                    (p, "nan") for p, one in zip(parameters, shared, strict=True) if not one.isfinite()
+                ]
             if spoiled:
                 copies = self._copies
                 if copies is not None and not self._spoiled:
@@ -286,10 +335,12 @@ class Monitor:
             return None
         self._skips += 1
         error = None
-        if self._skips >= MOST_SKIPS or float(scaler.get_scale()) < LOWEST_SCALE:
-            found = [(p, kind) for p in _stepped(optimizer) if p.grad is not None and (kind := bad(p.grad))]
+        collapsed = self._skips >= MOST_SKIPS or float(scaler.get_scale()) < LOWEST_SCALE
+        if collapsed or (self.processes.world > 1 and self.processes.called(self.step)):
+            found = [(p, kind) for p in stepped(optimizer) if p.grad is not None and (kind := bad(p.grad))]
             kind = found[0][1] if found else ""
-            error = self._wrong("loss scale", kind, [p for p, _ in found], optimizer)
+            seen: Literal["gradient", "loss scale"] = "loss scale" if collapsed else "gradient"
+            error = self._wrong(seen, kind, [p for p, _ in found], optimizer)
         self._norm = None
         self._ended(_rate(optimizer), skipped=True)
         return error
@@ -300,13 +351,10 @@ class Monitor:
         if not gradients:
             return None, True
         if self._clipped is not None:
-            norm = float(_whole(self._clipped))
+            norm = float(self._clipped)
             if math.isfinite(norm):
                 return norm, True
-        sizes = norms(gradients)
-        if any(is_sharded(one) for one in gradients):
-            return (float(sizes.norm()), _all_finite(sizes) or not any(bad(one) for one in gradients))
-        norm = float(sizes.norm())
+        norm = float(norms(gradients).norm())
         return norm, math.isfinite(norm) or not any(bad(one) for one in gradients)
 
     def _bad_gradients(self, parameters: Sequence[Tensor], optimizer: Any) -> BaseException | None:
@@ -314,6 +362,16 @@ class Monitor:
         if not found:
             return None
         return self._wrong("gradient", found[0][1], [p for p, _ in found], optimizer)
+
+    def _bad_parts(
+        self, parameters: Sequence[Tensor], shared: Tensor, optimizer: Any
+    ) -> BaseException | None:
+        """Gradients that are bad in any process: all of them stop, whose own parts may be fine."""
+        found = [p for p, size in zip(parameters, shared.tolist(), strict=False) if not math.isfinite(size)]
+        if not found:
+            return None
+        kind = next((kind for p in found if p.grad is not None and (kind := bad(p.grad))), "nan")
+        return self._wrong("gradient", kind, found, optimizer)
 
     def _largest_of(self, parameters: Sequence[Tensor], sizes: Tensor) -> tuple[str | None, float | None]:
         if not len(sizes):
@@ -359,10 +417,14 @@ class Monitor:
         self._spoiled = self._spoiled and (skipped or self._faulty == self.step)
         self._skips = self._skips if skipped else 0
         self._losses.clear()
+        self._own_loss = ""
         self._clipped = self._norm = None
         self._unscaled.clear()
         self._sampled.clear()
         self.program.step_ended()
+        self._has_begun = False
+        # What is done to a batch before a module gets it, and models without modules, are a part of the next step.
+        self.functions.open()
         self.step += 1
         self.listener.stepped(step)
 
@@ -382,6 +444,8 @@ class Monitor:
         if self._spoiled:
             return None
         self._spoiled = True
+        if self._own_loss and seen == "gradient":
+            seen, value = "loss", self._own_loss
         with self.silent():
             return self.listener.went_wrong(Sighting(self.step, seen, value, parameters, optimizer, copies))
 
@@ -414,12 +478,13 @@ class Monitor:
 
     def names(self) -> dict[int, str]:
         """Parameters by identity, named as their model names them; of several models, by class as well."""
-        models = [module for module in self.models() if next(module.parameters(), None) is not None]
-        return {
-            id(parameter): name if len(models) < 2 else f"{type(module).__name__}.{name}"
-            for module in models
-            for name, parameter in module.named_parameters()
-        }
+        return {id(parameter): name for parameter, name in self.named_parameters()}
+
+    def named_parameters(self) -> Iterator[tuple[Tensor, str]]:
+        models = [inside(one) for one in self.models() if next(one.parameters(), None) is not None]
+        for module in models:
+            for name, parameter in module.named_parameters():
+                yield parameter, name if len(models) < 2 else f"{type(module).__name__}.{name}"
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for module in self.models() for parameter in module.parameters()]
@@ -429,7 +494,7 @@ def told_on_stderr(text: str) -> None:
     print(f"attncli: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the only voice in a script of others
 
 
-def _stepped(optimizer: Any) -> list[Tensor]:
+def stepped(optimizer: Any) -> list[Tensor]:
     """The parameters that this update changes."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
@@ -454,18 +519,13 @@ def _all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
 
-def _whole(tensor: Any) -> Tensor:
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole
-
-
 # --- settings -----------------------------------------------------------------------------------------
 
 _KEPT = 64
 # The floor of Megatron-LM and DeepSpeed, and torch's documentation of GradScaler: below 1 something is wrong.
 LOWEST_SCALE = 1.0
-# A scale that was halved this often in a row is a thousandth of what it was.
-MOST_SKIPS = 10
+# A scale that is kept above that floor and never recovers.
+MOST_SKIPS = 32
 # One step that makes a tensor a hundred times as large; the size of one that was nearly zero is no measure.
 _GROWN = 100.0
 _SMALL = 1e-3

@@ -76,8 +76,11 @@ class Program:
     def module_called(self, module: nn.Module, args: Any, kwargs: Any, output: Any, around: Around) -> None:
         self._add(Entry(module, args, kwargs, around, _place()), output)
 
-    def function_called(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        self._add(Entry(func, args, kwargs, _around(), _place()), output)
+    def function_called(
+        self, func: Any, args: Any, kwargs: Any, output: Any, random: tuple[Any, ...] | None = None
+    ) -> None:
+        around = Around(torch.is_grad_enabled(), _autocast(), random)
+        self._add(Entry(func, args, kwargs, around, _place()), output)
 
     def backward_called(self, args: Any, kwargs: Any) -> None:
         self._add(Entry(torch.autograd.backward, args, kwargs, _around(), _place()), None)
@@ -192,7 +195,10 @@ def repeat(
             )
         with _as_then(entry.around):
             result = _called(what, args, kwargs, entry.place)
-        made = [one for one in _flat(result) if isinstance(one, Tensor)]
+        # What writes into a tensor and returns nothing has made that tensor.
+        made = [
+            one for one in _flat(args[0] if result is None and args else result) if isinstance(one, Tensor)
+        ]
         values.update(zip(entry.outputs, made, strict=False))
         if not entry.is_backward and made:
             shown = tuple(made) if not any(one.is_backward for one in entries) else shown
@@ -246,22 +252,37 @@ class Functions(TorchFunctionMode):
         if self in _get_current_function_mode_stack():
             _at_bottom(self, present=False)
 
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Closed for a while, as for a loader that makes its batch in this process."""
+        was_open = self.is_open
+        if was_open:
+            self.close()
+        try:
+            yield
+        finally:
+            if was_open:
+                self.open()
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if not self.is_open or torch.compiler.is_compiling():
             return func(*args, **kwargs)
+        if not torch.is_grad_enabled() and not self.program.entries:
+            return func(*args, **kwargs)  # an evaluation between two steps
         before = self._before(func, args)
+        random = _random() if getattr(func, "__name__", "") in _DRAWS else None
         try:
             result = func(*args, **kwargs)
         except Exception:
             self.failed = (func, args, kwargs, _place())
             raise
         try:
-            if self.is_open and _tells(func, result):
+            if self.is_open and _tells(func, result) and any(map(_has_tensor, (args, kwargs))):
                 written = args[0] if result is None else result
-                self.program.function_called(func, before, kwargs, written)
+                self.program.function_called(func, before, kwargs, written, random)
         except Exception as error:  # noqa: BLE001 - a fault of ours is no fault of the script's
             self.broken(error)
         return result
@@ -353,6 +374,11 @@ def _place() -> tuple[str, int] | None:
     return None
 
 
+def _has_tensor(value: Any) -> bool:
+    """What is made of no tensor, such as random numbers, is given to the step like its batch."""
+    return any(isinstance(one, Tensor) for one in _flat(value))
+
+
 # --- arguments ----------------------------------------------------------------------------------------
 
 
@@ -427,4 +453,9 @@ _SEEN_OTHERWISE = frozenset(("backward", "register_hook"))
 # A step of more functions than these outside its modules is no loss any more.
 _MOST_ENTRIES = 4096
 _MOST_COPIED = 1 << 24
+_DRAWS = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout rand_like randn_like "
+    "randint_like bernoulli bernoulli_ multinomial normal normal_ uniform_ exponential_ random_ poisson rrelu rrelu_ "
+    "gumbel_softmax cauchy_ geometric_ log_normal_ scaled_dot_product_attention dropout_ alpha_dropout_".split()
+)
 _WITH_LABELS = ("cross_entropy", "nll_loss")
