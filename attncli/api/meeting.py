@@ -36,12 +36,24 @@ def met(watch: Watch, sighting: Sighting) -> tuple[Report, bool]:
         return joint(report, settled, meeting.world, owners(report, monitor, whole)), settled.speaks
 
 
+def attended(watch: Watch, step: int) -> tuple[Report, bool] | None:
+    """The same for a process in which nothing went wrong in that step; None where nobody has anything to tell."""
+    with watch.monitor.processes.meeting(step) as meeting:
+        settled = meeting.settle({"rank": meeting.rank, "report": None, "origins": 0}, chosen)
+        written = meeting.hear("report", settled.chosen) if watch.capsule is not None else None
+        values = written or settled.told[settled.chosen]["report"]
+        if values is None:
+            return None
+        return joint(report_from(values), settled, meeting.world), settled.speaks
+
+
 def chosen(told: Mapping[int, Mapping[str, Any]]) -> int:
     """The rank whose repetition shows an origin; else one whose own loss was bad; else the first."""
     ranks = sorted(told)
     showing = [rank for rank in ranks if told[rank]["origins"]]
     own = [rank for rank in ranks if _fault(told[rank]["report"]).get("seen") == "loss"]
-    return (showing or own or ranks)[0]
+    seeing = [rank for rank in ranks if told[rank]["report"] is not None]
+    return (showing or own or seeing or ranks)[0]
 
 
 def joint(report: Report, settled: Settled, world: int, owner: int | None = None) -> Report:
@@ -49,16 +61,15 @@ def joint(report: Report, settled: Settled, world: int, owner: int | None = None
     ranks = [{"rank": rank, **_said(settled.told[rank])} for rank in sorted(settled.told)]
     showing = [row["rank"] for row in ranks if row["origins"]]
     own = [row["rank"] for row in ranks if row["seen"] == "loss"]
-    everywhere = len(showing) == world
-    began = owner if owner is not None else settled.chosen if not everywhere and (showing or own) else None
-    if not showing and len(own) == world:
-        began = None
+    seeing = [row["rank"] for row in ranks if row["seen"]]
+    telling = showing or own or seeing
+    began = owner if owner is not None else settled.chosen if len(telling) < world else None
     run = dict(report.run or {})
     training = {**run["training"], "world": world, "ranks": ranks, "missing": list(settled.missing)}
     training["fault"] = {**training["fault"], "rank": began}
     run["training"] = training
     notes = [
-        *_shown_by(showing, [row["rank"] for row in ranks], world),
+        *_shown_by(showing, seeing, [row["rank"] for row in ranks], world),
         *_lost(settled.missing, settled.told),
     ]
     return replace(report, run=run, notes=(*report.notes, *notes))
@@ -94,13 +105,14 @@ def _whole(monitor: Monitor, meeting: Meeting) -> tuple[Whole | None, str]:
         return None, f"its parameters lie in parts in all processes, and {_ranks(missing)} did not come"
     full = [rank for rank, fact in sorted(told.items()) if not fact["fits"]]
     if full:
-        return None, f"{_ranks(full)} has no room for the whole model beside its part"
+        return None, f"there is no room for the whole model beside the part in {_ranks(full)}"
     with monitor.buffers.as_then():
         return Whole(model), ""
 
 
-def _fault(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    fault: Mapping[str, Any] = report["run"]["training"]["fault"]
+def _fault(report: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Of a rank in which nothing went wrong it is empty."""
+    fault: Mapping[str, Any] = report["run"]["training"]["fault"] if report is not None else {}
     return fault
 
 
@@ -112,14 +124,16 @@ def _said(told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown_by(showing: Sequence[int], told: Sequence[int], world: int) -> list[str]:
+def _shown_by(showing: Sequence[int], seeing: Sequence[int], told: Sequence[int], world: int) -> list[str]:
     silent = [rank for rank in told if rank not in showing]
+    if not showing and len(seeing) < len(told):
+        return [f"it was seen in {_ranks(seeing)} alone of {world} processes"]
     if not showing:
-        return [f"no process of {world} showed it again by itself"]
+        return [f"none of the {world} processes showed it again by itself"]
     if len(showing) == world:
         return [f"each of the {world} processes shows it"]
-    said = f"repeated by itself, {_ranks(showing)} shows it"
-    return [f"{said}, and {_ranks(silent)} shows nothing" if silent else said]
+    said = f"the step, repeated by each process alone, shows it in {_ranks(showing)}"
+    return [f"{said} and not in {_ranks(silent)}" if silent else said]
 
 
 def _lost(missing: Sequence[int], told: Mapping[int, Any]) -> list[str]:
@@ -127,8 +141,8 @@ def _lost(missing: Sequence[int], told: Mapping[int, Any]) -> list[str]:
 
     if not missing:
         return []
-    said = f"{_ranks(missing)} said nothing of it within {ARRIVAL_SECONDS:g} s"
-    return [f"{said}, so that {_ranks([min(told)])} reports it" if 0 in missing else said]
+    said = f"nothing was heard of it from {_ranks(missing)} within {ARRIVAL_SECONDS:g} s"
+    return [f"{said}, so it is reported by {_ranks([min(told)])}" if 0 in missing else said]
 
 
 def _ranks(ranks: Sequence[int]) -> str:

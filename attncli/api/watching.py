@@ -161,6 +161,18 @@ class Watch:
         self.reports.append(report)
         return self._decided(report)
 
+    def was_called(self, step: int) -> BaseException | None:
+        if len(self.reports) >= _MOST_REPORTS:
+            return None
+        from attncli.api.meeting import attended
+
+        found = attended(self, step)
+        if found is None:
+            return None
+        report, self.speaks = found
+        self.reports.append(report)
+        return self._decided(report)
+
     def sampling(self, module: Any, step: int) -> AbstractContextManager[None] | None:
         """A measurement of the attention of one call, while it runs; None where that has to be another call."""
         from attncli.training.models import has_compiled_parts
@@ -309,7 +321,7 @@ class Watch:
     def _fault(self, sighting: Sighting, again: Replayed) -> Fault:
         monitor = self.monitor
         names = monitor.names()
-        batch = monitor.loaders.of([one.tensor for one in monitor.program.given()])
+        batch = sighting.batch or monitor.loaders.of([one.tensor for one in monitor.program.given()])
         if batch is None and monitor.loaders.recent:
             batch = monitor.loaders.recent[-1] if len(monitor.loaders.recent) == 1 else None
         last = monitor.program.entries[-1] if monitor.program.entries else None
@@ -321,7 +333,7 @@ class Watch:
             batch.facts() if batch is not None else None,
             bool(again.found.origins) if again.found is not None else None,
             again.why,
-            sighting.seen != "parameter" or sighting.copies is not None,
+            self.on_fault != "continue" and (sighting.seen != "parameter" or sighting.copies is not None),
             _line(last.place) if last is not None and last.place is not None else None,
             None,
         )

@@ -24,7 +24,7 @@ from attncli.records import Moved, Optimizer, Step
 from attncli.training.buffers import Buffers, Inputs
 from attncli.training.checks import absmax, bad, held, is_sharded, largest, norms
 from attncli.training.copies import Copies, Update, danger
-from attncli.training.loaders import Loaders
+from attncli.training.loaders import Batch, Loaders
 from attncli.training.models import inside
 from attncli.training.processes import Processes
 from attncli.training.program import Functions, Program, around_module
@@ -35,7 +35,8 @@ class Sighting:
     """A step that went wrong, at the moment when it was seen. The program of the step is the monitor's.
 
     `parameters`: whose gradients or values are bad; `optimizer`: whose update it was. `copies`: the weights from before
-    the update, where they were kept; they have been put back already.
+    the update, where they were kept; they have been put back already. `batch`: what was in use, where the step used
+    others since.
     """
 
     step: int
@@ -44,12 +45,18 @@ class Sighting:
     parameters: Sequence[Tensor] = ()
     optimizer: Any = None
     copies: Copies | None = None
+    batch: Batch | None = None
 
 
 class Listener(Protocol):
-    """Who is told. What `went_wrong` returns is raised in the script; None lets it go on."""
+    """Who is told. What `went_wrong` returns is raised in the script; None lets it go on.
+
+    `was_called`: a step went wrong in another process, and did not here.
+    """
 
     def went_wrong(self, sighting: Sighting) -> BaseException | None: ...
+
+    def was_called(self, step: int) -> BaseException | None: ...
 
     def sampling(self, module: nn.Module, step: int) -> AbstractContextManager[None] | None: ...
 
@@ -89,8 +96,10 @@ class Monitor:
         self.is_in_backward = False
         self._losses: list[Tensor] = []
         self._own_loss = ""
+        self._own_batch: Batch | None = None
         self._around: Any = None
         self._inputs: Any = None
+        self._was_open = False
         self._has_begun = False
         self._sample: AbstractContextManager[None] | None = None
         self._sampled: set[int] = set()
@@ -150,6 +159,7 @@ class Monitor:
         self._depth += 1
         if self._depth > 1:
             return
+        self._was_open = self.functions.is_open
         self.functions.close()
         self._around = None
         if not torch.is_grad_enabled():
@@ -181,6 +191,8 @@ class Monitor:
                 with self.silent():
                     self.listener.sample_again(module, args, kwargs, self.step)
             self.program.module_called(module, args, kwargs, output, self._around)
+            self._was_open = True
+        if self._was_open:
             self.functions.open()
 
     def _known(self, module: nn.Module) -> None:
@@ -210,6 +222,8 @@ class Monitor:
         self.is_in_backward = True
         if found and self.processes.world > 1:
             # The others would wait for this process in the collectives of their backward passes.
+            if not self._own_loss:
+                self._own_batch = self.loaders.of([one.tensor for one in self.program.given()])
             self._own_loss = self._own_loss or found
             self.processes.call(self.step)
             return None
@@ -282,6 +296,9 @@ class Monitor:
         late = next((kind for loss in self._losses if loss.device.type != "cpu" and (kind := bad(loss))), "")
         if error is None and (late or self._own_loss):
             error = self._wrong("loss", late or self._own_loss)
+        if error is None and (called := self.processes.called(self.step)) is not None:
+            with self.silent():
+                error = self.listener.was_called(called)
         if error is None:
             before = [step for step in self.steps if not step.skipped]
             update = Update(
@@ -301,9 +318,9 @@ class Monitor:
             return None
         parameters = stepped(optimizer)
         self._taken[id(optimizer)] = self._taken.get(id(optimizer), 0) + 1
-        sizes = largest(parameters) if shared is None else shared
         known = tuple(map(id, parameters))
         before = self._sizes[id(optimizer)][1] if self._sizes.get(id(optimizer), ((),))[0] == known else None
+        sizes = self._measured(parameters, before) if shared is None else shared
         self._sizes[id(optimizer)] = (known, sizes)
         self._largest = self._largest_of(parameters, sizes)
         error = None
@@ -314,12 +331,12 @@ class Monitor:
                     (p, "nan") for p, one in zip(parameters, shared, strict=True) if not one.isfinite()
                 ]
             if spoiled:
-                copies = self._copies
-                if copies is not None and not self._spoiled:
+                copies = self._copies if not self._spoiled else None
+                if copies is not None:
                     copies.exchange()
                 names = [one for one, _ in spoiled]
                 error = self._wrong("parameter", spoiled[0][1], names, optimizer, copies)
-                if copies is not None and error is None and not self._spoiled:
+                if copies is not None and error is None:
                     copies.exchange()
         elif before is not None:
             grown = sizes > _GROWN * before.clamp(min=_SMALL)
@@ -336,7 +353,7 @@ class Monitor:
         self._skips += 1
         error = None
         collapsed = self._skips >= MOST_SKIPS or float(scaler.get_scale()) < LOWEST_SCALE
-        if collapsed or (self.processes.world > 1 and self.processes.called(self.step)):
+        if collapsed or self._own_loss or self.processes.called(self.step) == self.step:
             found = [(p, kind) for p in stepped(optimizer) if p.grad is not None and (kind := bad(p.grad))]
             kind = found[0][1] if found else ""
             seen: Literal["gradient", "loss scale"] = "loss scale" if collapsed else "gradient"
@@ -372,6 +389,22 @@ class Monitor:
             return None
         kind = next((kind for p in found if p.grad is not None and (kind := bad(p.grad))), "nan")
         return self._wrong("gradient", kind, found, optimizer)
+
+    def _measured(self, parameters: Sequence[Tensor], before: Tensor | None) -> Tensor:
+        """The largest magnitudes of all parameters; of most steps, new for a part of them alone.
+
+        What throws parameters far out throws most of them: where a part stands out, or the update was dangerous, all
+        are looked at.
+        """
+        if before is None or self._copies is not None or len(parameters) <= _PARTS:
+            return largest(parameters)
+        part = slice(self.step % _PARTS, None, _PARTS)
+        some = largest(parameters[part])
+        if not _all_finite(some) or bool((some > _GROWN * before[part].clamp(min=_SMALL)).any()):
+            return largest(parameters)
+        sizes = before.clone()
+        sizes[part] = some
+        return sizes
 
     def _largest_of(self, parameters: Sequence[Tensor], sizes: Tensor) -> tuple[str | None, float | None]:
         if not len(sizes):
@@ -417,7 +450,7 @@ class Monitor:
         self._spoiled = self._spoiled and (skipped or self._faulty == self.step)
         self._skips = self._skips if skipped else 0
         self._losses.clear()
-        self._own_loss = ""
+        self._own_loss, self._own_batch = "", None
         self._clipped = self._norm = None
         self._unscaled.clear()
         self._sampled.clear()
@@ -445,9 +478,10 @@ class Monitor:
             return None
         self._spoiled = True
         if self._own_loss and seen == "gradient":
-            seen, value = "loss", self._own_loss
+            seen, value, parameters = "loss", self._own_loss, ()
         with self.silent():
-            return self.listener.went_wrong(Sighting(self.step, seen, value, parameters, optimizer, copies))
+            sighting = Sighting(self.step, seen, value, parameters, optimizer, copies, self._own_batch)
+            return self.listener.went_wrong(sighting)
 
     # --- names ----------------------------------------------------------------------------------------
 
@@ -529,3 +563,5 @@ MOST_SKIPS = 32
 # One step that makes a tensor a hundred times as large; the size of one that was nearly zero is no measure.
 _GROWN = 100.0
 _SMALL = 1e-3
+# One pass over the parameters is spread over this many steps.
+_PARTS = 4

@@ -40,6 +40,7 @@ class Processes:
     def __init__(self) -> None:
         self._name = f"attncli/{next(_NAMES)}"
         self._store: Any = None
+        self._met: set[int] = set()
         self._rank, self._world = _from_environment()
 
     @property
@@ -57,13 +58,20 @@ class Processes:
     def call(self, step: int) -> None:
         """Says that something is wrong here in this step, before a collective lets the others see it too."""
         with _unless_gone():
-            self._store.set(f"{self._name}/{step}/called", str(self.rank))
+            self._store.set(f"{self._name}/called", str(step))
 
-    def called(self, step: int) -> bool:
-        """Whether some process has seen something wrong in this step."""
+    def called(self, now: int) -> int | None:
+        """The step up to now in which another process has seen something wrong; None also where it was met already.
+
+        Who is ahead may see something in a later step: it waits for this process in the collectives of that step.
+        """
+        if self.world < 2 or self._world > MOST_ASKING:
+            return None
         with _unless_gone():
-            return bool(self._store.check([f"{self._name}/{step}/called"]))
-        return False
+            if self._store.check([f"{self._name}/called"]):
+                step = int(self._store.get(f"{self._name}/called"))
+                return step if step <= now and step not in self._met else None
+        return None
 
     def leave(self) -> None:
         """Nothing will be heard of this process any more: no meeting waits for it."""
@@ -74,6 +82,8 @@ class Processes:
     @contextmanager
     def meeting(self, step: int) -> Iterator[Meeting]:
         """The meeting of all processes about this step. No process that came ends before the one that reports has."""
+        self._met.add(step)
+        self.call(step)
         meeting = Meeting(self._store, f"{self._name}/{step}", f"{self._name}/left", self.rank, self.world)
         pulse = threading.Thread(target=meeting.beat, name="attncli meeting", daemon=True)
         pulse.start()
@@ -233,10 +243,13 @@ class Meeting:
     # --- the store ------------------------------------------------------------------------------------
 
     def _coming(self, waited: Mapping[int, str]) -> list[int]:
-        """Those of the awaited ranks whose key is still to be expected."""
+        """Those of the awaited ranks whose key has come or is still to be expected."""
         found = []
         for rank, key in waited.items():
-            if self._has(key) or self._has(f"{self._left}/{rank}"):
+            if self._has(key):
+                found.append(rank)
+                continue
+            if self._has(f"{self._left}/{rank}"):
                 continue
             here = self._has(f"{self._name}/pulse/{rank}")
             if not (self._is_dead(rank) if here else self._time() > ARRIVAL_SECONDS):
@@ -328,6 +341,8 @@ SILENT_SECONDS = 15.0
 LONGEST_SECONDS = 600.0
 # How long a process that has ended otherwise waits for another to write its report.
 REPORT_SECONDS = 60.0
+# More processes than these would keep the one that holds the store busy by asking in every step.
+MOST_ASKING = 64
 _BEAT_SECONDS = 0.5
 _POLL_SECONDS = 0.02
 # Errors of torch's stores are RuntimeErrors (DistNetworkError, DistStoreError).
