@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-from attncli.records import Report
+from attncli.api.report import Report
 from attncli.records.reading import report_from
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def met(watch: Watch, sighting: Sighting) -> tuple[Report, bool]:
                 meeting.say("report", report.to_dict())
         else:
             written = meeting.hear("report", settled.chosen) if recorder is not None else None
-            report = report_from(written or settled.told[settled.chosen]["report"])
-        return joint(report, settled, meeting.world, owners(report, monitor, whole)), settled.speaks
+            report = _own(written or settled.told[settled.chosen]["report"])
+        return joint(report, settled, meeting.world, owner_of(report, monitor, whole)), settled.speaks
 
 
 def attended(watch: Watch, step: int) -> tuple[Report, bool] | None:
@@ -44,7 +44,7 @@ def attended(watch: Watch, step: int) -> tuple[Report, bool] | None:
         values = written or settled.told[settled.chosen]["report"]
         if values is None:
             return None
-        return joint(report_from(values), settled, meeting.world), settled.speaks
+        return joint(_own(values), settled, meeting.world), settled.speaks
 
 
 def chosen(told: Mapping[int, Mapping[str, Any]]) -> int:
@@ -71,11 +71,16 @@ def joint(report: Report, settled: Settled, world: int, owner: int | None = None
     notes = [
         *_shown_by(showing, seeing, [row["rank"] for row in ranks], world),
         *_lost(settled.missing, settled.told),
+        *(
+            [f"what is bad of {report.origins[0].tensor} lies in the part of rank {owner}"]
+            if owner is not None
+            else []
+        ),
     ]
     return replace(report, run=run, notes=(*report.notes, *notes))
 
 
-def owners(report: Report, monitor: Monitor, whole: Whole | None) -> int | None:
+def owner_of(report: Report, monitor: Monitor, whole: Whole | None) -> int | None:
     """The rank that holds the part of a parameter in which the first origin lies."""
     if whole is None or not report.origins:
         return None
@@ -108,6 +113,11 @@ def _whole(monitor: Monitor, meeting: Meeting) -> tuple[Whole | None, str]:
         return None, f"there is no room for the whole model beside the part in {_ranks(full)}"
     with monitor.buffers.as_then():
         return Whole(model), ""
+
+
+def _own(values: Mapping[str, Any]) -> Report:
+    found = report_from(values)
+    return Report(**{field.name: getattr(found, field.name) for field in fields(found)})
 
 
 def _fault(report: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -66,6 +66,8 @@ def run_script(script: Script, start: Callable[[], Watch], *, to_stderr: bool) -
 
     sys.argv = [script.target, *script.args]
     sys.path[0] = str(Path.cwd()) if script.is_module else str(Path(script.target).resolve().parent)
+    if script.is_module:
+        _must_exist(script.target)
     try:
         with (
             _as_python_starts(),
@@ -105,6 +107,15 @@ def die_of_interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def _must_exist(module: str) -> None:
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"-m {module}", f"there is no such module ({error}).", _WITH_M) from error
+    if found is None:
+        raise UsageError(f"-m {module}", "there is no such module.", _WITH_M)
+
+
 # --- running ------------------------------------------------------------------------------------------
 
 
@@ -126,7 +137,9 @@ def _execute(script: Script) -> None:
     except UnicodeDecodeError as error:  # compile() overlooks it in comments
         line = source[: error.start].count(b"\n") + 1
         problem = f"Non-UTF-8 code starting with '\\x{source[error.start]:02x}' in file {file} on line {line}"
-        raise SyntaxError(f"{problem}, but no encoding declared") from None
+        raise SyntaxError(
+            f"{problem}, but no encoding declared; see https://peps.python.org/pep-0263/ for details"
+        ) from None
     exec(compile(source, file, "exec", dont_inherit=True), main.__dict__)
 
 
@@ -252,3 +265,5 @@ def summary(ran: Ran, report: Report) -> str:
 
 # What the command line changed of the streams, and how it was: the name of a stream → its error handler.
 USUAL_ERRORS: dict[str, str] = {}
+
+_WITH_M = "Give a module as python -m takes it, from the folder that holds its package."

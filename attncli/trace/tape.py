@@ -288,8 +288,7 @@ class Tape(TorchDispatchMode):
         return tuple(made(tensor, number) for number, tensor in enumerate(outputs))
 
     def _leaf(self, tensor: Tensor, *, constant: bool, sources: int) -> Node:
-        storage = _storage(tensor)
-        parameter = self._names.get(storage._cdata) if storage is not None else None
+        parameter = self._weight(tensor)
         shape = tuple(tensor.shape)
         return Node(
             self._next(),
@@ -329,9 +328,21 @@ class Tape(TorchDispatchMode):
     def _is_weight(self, tensor: Tensor) -> bool:
         if isinstance(tensor, torch.nn.Parameter):
             return True
-        storage = _storage(tensor)
         # A tensor that is neither a parameter, nor an input, nor floating can only index, count or mask.
-        return (storage is not None and storage._cdata in self._names) or not tensor.is_floating_point()
+        return self._weight(tensor) is not None or not tensor.is_floating_point()
+
+    def _weight(self, tensor: Tensor) -> str | None:
+        """The name of a parameter or buffer; autocast keeps its casts of them from one call to the next."""
+        storage = _storage(tensor)
+        if storage is None:
+            return None
+        if storage._cdata in self._names:
+            return self._names[storage._cdata]
+        made = tensor.grad_fn
+        if made is None or made.name() != "ToCopyBackward0":
+            return None
+        source = getattr(made.next_functions[0][0], "variable", None)
+        return self.name_of(source) if isinstance(source, Tensor) else None
 
     def _next(self) -> int:
         self._serial += 1

@@ -72,9 +72,8 @@ class Copies:
 
 def danger(update: Update) -> str:
     """Why the weights are to be kept before this update, or ""."""
-    if not fits(update.optimizer):
-        return ""
-    return next((words for words, applies in DANGERS if applies(update)), "")
+    found = next((words for words, applies in DANGERS if applies(update)), "")
+    return found if found and fits(update.optimizer) else ""
 
 
 def fits(optimizer: Any) -> bool:

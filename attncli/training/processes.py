@@ -301,6 +301,9 @@ class CollectiveError(Exception):
 class Alone(TorchDispatchMode):
     """Lets no collective through: who repeats a step alone would wait for the others for ever."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

@@ -70,7 +70,7 @@ class Program:
 
     entries: list[Entry] = field(default_factory=list)
     full: bool = False
-    _slots: dict[int, tuple[weakref.ref[Tensor], int]] = field(default_factory=dict)
+    _slots: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
     _next: int = 0
 
     def module_called(self, module: nn.Module, args: Any, kwargs: Any, output: Any, around: Around) -> None:
@@ -92,9 +92,9 @@ class Program:
         self.full = False
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether an entry made this tensor."""
+        """Whether an entry made this tensor, and nothing that was not seen has written to it since."""
         known = self._slots.get(id(tensor))
-        return known is not None and known[0]() is tensor
+        return known is not None and known[0]() is tensor and known[2] == _version(tensor)
 
     def needed(self) -> list[Entry]:
         """The entries that the backward passes of this step depend on, or all where there was none yet."""
@@ -143,16 +143,18 @@ class Program:
             number = self._slots[id(tensor)][1]
             reads.add(number)
             return Slot(number)
-        version = -1 if tensor.is_inference() else tensor._version
-        return Given(tensor, version, tensor.grad_fn is not None)
+        return Given(tensor, _version(tensor), tensor.grad_fn is not None)
 
     def _slot(self, tensor: Tensor) -> int:
         """The slot of an output: the tensor's own where it was written in place."""
-        if self.knows(tensor):
-            return self._slots[id(tensor)][1]
-        self._next += 1
-        self._slots[id(tensor)] = (weakref.ref(tensor), self._next)
-        return self._next
+        known = self._slots.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            number = known[1]
+        else:
+            self._next += 1
+            number = self._next
+        self._slots[id(tensor)] = (weakref.ref(tensor), number, _version(tensor))
+        return number
 
     def _sweep(self) -> None:
         wanted: set[int] = set()
@@ -164,6 +166,10 @@ class Program:
                 kept.append(entry)
         self.entries = kept[::-1]
         self._slots = {key: one for key, one in self._slots.items() if one[0]() is not None}
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 class UnseenError(Exception):
@@ -309,7 +315,10 @@ def _tells(func: Any, result: Any) -> bool:
     if result is None:
         return _writes(func)
     if isinstance(result, Tensor):
-        return getattr(func, "__name__", "") not in _SEEN_OTHERWISE
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+        return name not in _SEEN_OTHERWISE
     return isinstance(result, (tuple, list)) and any(isinstance(one, Tensor) for one in result)
 
 
@@ -448,8 +457,8 @@ def _restored(value: Any, values: Mapping[int, Tensor]) -> Any:
 # --- tables -------------------------------------------------------------------------------------------
 
 _KINDS = ("cpu", "cuda", *(("mps",) if torch.backends.mps.is_available() else ()))
-# Backward passes are entries of their own; a copy for the eye and a gradient that is only read change nothing.
-_SEEN_OTHERWISE = frozenset(("backward", "register_hook"))
+# Backward passes are entries of their own; gradients that are read are there, as parameters are.
+_SEEN_OTHERWISE = frozenset(("backward", "register_hook", "grad"))
 # A step of more functions than these outside its modules is no loss any more.
 _MOST_ENTRIES = 4096
 _MOST_COPIED = 1 << 24
