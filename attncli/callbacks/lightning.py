@@ -30,7 +30,7 @@ class LightningWatch(Callback):  # type: ignore[misc]
         self.run: Watch | None = None
         self._is_on = False
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self.run = watch(pl_module, **self.settings)
         self.run.__enter__()
         self._is_on = True

@@ -37,6 +37,8 @@ class _Pass:
     loader: str
     epoch: int
     taken: int = 0
+    # Of a pass that began before the watch nobody knows what was asked for ahead.
+    from_its_start: bool = True
     asked: deque[tuple[Any, ...] | None] = field(default_factory=deque)
 
 
@@ -119,10 +121,14 @@ class Loaders:
 
     def _taken(self, iterator: Any, value: Any) -> None:
         found = self._passes.get(iterator)
-        if found is not None:
-            items = found.asked.popleft() if found.asked else None
-            self.recent.append(Batch(value, found.loader, found.epoch, found.taken, items))
-            found.taken += 1
+        if found is None:  # it began before the watch
+            data = type(getattr(iterator, "_dataset", None)).__name__
+            found = self._passes[iterator] = _Pass(
+                f"DataLoader over {data}", 0, iterator._num_yielded - 1, False
+            )
+        items = found.asked.popleft() if found.asked and found.from_its_start else None
+        self.recent.append(Batch(value, found.loader, found.epoch, found.taken, items))
+        found.taken += 1
 
     def _told(self, iterator: Any) -> str | None:
         found = self._passes.get(iterator)
