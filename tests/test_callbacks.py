@@ -1,4 +1,4 @@
-"""The watch as a callback of transformers' Trainer and of Lightning: the fault ends the training, nothing stays behind."""
+"""The watch as a callback of two trainers: the fault ends the training, and nothing stays behind."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def met(watch: Watch, sighting: Sighting) -> tuple[Report, bool]:
     """The report of all processes, the same in each, and whether it is this one that shows it."""
     monitor = watch.monitor
-    with monitor.processes.meeting(sighting.step) as meeting:
+    with monitor.processes.meeting(sighting.step, after_update=sighting.seen == "parameter") as meeting:
         whole, why = _whole(monitor, meeting)
         again, recorder = watch.repeated(sighting, whole, why)
         report = watch.reported(sighting, again)
@@ -39,6 +39,7 @@ def met(watch: Watch, sighting: Sighting) -> tuple[Report, bool]:
 def attended(watch: Watch, step: int) -> tuple[Report, bool] | None:
     """The same for a process in which nothing went wrong in that step; None where nobody has anything to tell."""
     with watch.monitor.processes.meeting(step) as meeting:
+        _whole(watch.monitor, meeting)  # all gather the parameters, or none can
         settled = meeting.settle({"rank": meeting.rank, "report": None, "origins": 0}, chosen)
         written = meeting.hear("report", settled.chosen) if watch.capsule is not None else None
         values = written or settled.told[settled.chosen]["report"]

@@ -42,6 +42,8 @@ def replayed(
     def stand_in(module: Any) -> Any:
         return inside(module) if whole is None else whole.of(inside(module))
 
+    if sighting.is_updated and sighting.copies is None:
+        return Replayed(None, _NOT_KEPT, model)
     if sighting.seen == "parameter":
         return _update(monitor, sighting, model, confirm, beside)
     if monitor.program.full:
@@ -120,10 +122,15 @@ def _update(
     from attncli.trace.nan import find
     from attncli.trace.rewind import random_states
     from attncli.trace.steps import Before
+    from attncli.training.checks import is_sharded
 
     if sighting.copies is None:
-        return Replayed(None, "the weights from before the update were not kept", model)
+        return Replayed(None, _NOT_KEPT, model)
     optimizer = sighting.optimizer
+    if any(is_sharded(one) for group in optimizer.param_groups for one in group["params"]):
+        return Replayed(
+            None, "an update of parameters that lie in parts in several processes is not repeated", model
+        )
 
     def step(_: Any) -> None:
         optimizer.step()
@@ -151,7 +158,7 @@ def _alone(stack: ExitStack, monitor: Monitor) -> None:
     from attncli.training.processes import Alone
 
     if monitor.processes.world > 1:
-        stack.enter_context(Alone())
+        stack.enter_context(Alone())  # type: ignore[no-untyped-call]
 
 
 def _without_cuts(entries: Sequence[Entry]) -> list[Entry]:
@@ -202,5 +209,6 @@ def _first_line(error: Exception) -> str:
 
 # --- tables -------------------------------------------------------------------------------------------
 
+_NOT_KEPT = "the weights from before the update were not kept"
 # A parameter that a step threw out makes the next steps overflow, seldom a later one.
 _ECHOES = 4

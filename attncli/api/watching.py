@@ -333,7 +333,7 @@ class Watch:
             batch.facts() if batch is not None else None,
             bool(again.found.origins) if again.found is not None else None,
             again.why,
-            self.on_fault != "continue" and (sighting.seen != "parameter" or sighting.copies is not None),
+            self.on_fault != "continue" and (not sighting.is_updated or sighting.copies is not None),
             _line(last.place) if last is not None and last.place is not None else None,
             None,
         )

@@ -40,6 +40,7 @@ def hooked(monitor: Monitor) -> Iterator[None]:
             *_clipping(monitor),
             *_scaling(monitor),
             *_own_functions(monitor),
+            *_clearing(monitor),
             *monitor.loaders.patches(monitor.guarded, monitor.functions.shut),
         ]
         for owner, name, replacement in patches:
@@ -87,7 +88,11 @@ def _modules(monitor: Monitor) -> list[Any]:
 def _optimizers(monitor: Monitor) -> list[Any]:
     def update_begins(optimizer: Any) -> None:
         wanted = monitor.wants(optimizer)
-        shared = monitor.shared(lambda: [p.grad for p in stepped(optimizer)], "norms") if wanted else None
+        shared = (
+            monitor.shared(lambda: [p.grad for p in stepped(optimizer) if p.grad is not None], "norms")
+            if wanted
+            else None
+        )
         _raise(monitor.guarded(monitor.update_begins, optimizer, shared))
 
     def begins(optimizer: Any, args: Any, kwargs: Any) -> Any:
@@ -140,7 +145,7 @@ def _clipping(monitor: Monitor) -> list[tuple[Any, str, Any]]:
         tensors = list(tensors) if not isinstance(tensors, torch.Tensor) else [tensors]
         norm = original(tensors, *args, **kwargs)
         shared = monitor.shared(lambda: tensors, "norms") if is_sharded(norm) else None
-        _raise(monitor.guarded(monitor.clips, tensors, norm, shared))
+        monitor.guarded(monitor.clips, tensors, norm, shared)
         return norm
 
     return [(clip_grad, name, get_total_norm)]
@@ -162,6 +167,21 @@ def _scaling(monitor: Monitor) -> list[tuple[Any, str, Any]]:
         return result
 
     return [(GradScaler, "scale", scaled), (GradScaler, "step", stepped)]
+
+
+def _clearing(monitor: Monitor) -> list[tuple[Any, str, Any]]:
+    of_optimizer, of_module = torch.optim.Optimizer.zero_grad, nn.Module.zero_grad
+
+    def optimizer_cleared(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        of_optimizer(optimizer, *args, **kwargs)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        monitor.guarded(monitor.cleared, parameters)
+
+    def module_cleared(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        of_module(module, *args, **kwargs)
+        monitor.guarded(monitor.cleared, list(module.parameters()))
+
+    return [(torch.optim.Optimizer, "zero_grad", optimizer_cleared), (nn.Module, "zero_grad", module_cleared)]
 
 
 def _own_functions(monitor: Monitor) -> list[tuple[Any, str, Any]]:

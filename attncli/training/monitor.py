@@ -36,7 +36,7 @@ class Sighting:
 
     `parameters`: whose gradients or values are bad; `optimizer`: whose update it was. `copies`: the weights from before
     the update, where they were kept; they have been put back already. `batch`: what was in use, where the step used
-    others since.
+    others since. `is_updated`: whether the update was made before it was seen.
     """
 
     step: int
@@ -46,6 +46,7 @@ class Sighting:
     optimizer: Any = None
     copies: Copies | None = None
     batch: Batch | None = None
+    is_updated: bool = False
 
 
 class Listener(Protocol):
@@ -99,11 +100,14 @@ class Monitor:
         self._own_batch: Batch | None = None
         self._around: Any = None
         self._inputs: Any = None
+        self._given: tuple[Any, ...] = ()
         self._was_open = False
         self._has_begun = False
         self._sample: AbstractContextManager[None] | None = None
         self._sampled: set[int] = set()
         self._clipped: Tensor | None = None
+        self._bad_at_clip: list[tuple[Tensor, str]] = []
+        self._is_updated = False
         self._norm: float | None = None
         self._copies: Copies | None = None
         self._taken: dict[int, int] = {}
@@ -167,6 +171,7 @@ class Monitor:
         self._known(module)
         self.buffers.before(module, first=not self._has_begun)
         self._has_begun = True
+        self._given = args
         self._inputs = self.inputs.before(module, args)
         self._around = around_module()
         if self._due(module):
@@ -185,12 +190,16 @@ class Monitor:
             self._sampled.add(id(module))
             sample.__exit__(None, None, None)
         if self._around is not None and output is not None:
+            if len(args) == len(self._given):
+                # What its own pre-hooks put in their place they will put there again.
+                args = self._given
             args = self.inputs.after(module, args, self._inputs)
             if self._due(module):
                 self._sampled.add(id(module))
                 with self.silent():
                     self.listener.sample_again(module, args, kwargs, self.step)
             self.program.module_called(module, args, kwargs, output, self._around)
+            self._given = ()
             self._was_open = True
         if self._was_open:
             self.functions.open()
@@ -260,18 +269,28 @@ class Monitor:
         of: Callable[[Sequence[Tensor]], Tensor] = getattr(shards, sizes)
         return of(found)
 
-    def clips(
-        self, gradients: Sequence[Tensor], norm: Tensor, shared: Tensor | None = None
-    ) -> BaseException | None:
-        """The norm of gradients was computed to clip them: what is bad is still where it was born."""
+    def clips(self, gradients: Sequence[Tensor], norm: Tensor, shared: Tensor | None = None) -> None:
+        """The norm of gradients was computed to clip them: what is bad is still where it was born.
+
+        It is no fault yet: many scripts look at the norm, and leave such a step out.
+        """
         self._clipped = norm if shared is None else shared.norm()
         if self._scaler is not None or bool(torch.isfinite(self._clipped).all()):
-            return None
+            return
         owned = {id(p.grad): p for p in self._parameters() if p.grad is not None}
         if shared is not None:
-            return self._bad_parts([owned.get(id(one), one) for one in gradients], shared, None)
-        known = [owned[id(one)] for one in gradients if id(one) in owned]
-        return self._bad_gradients(known or self._parameters(), None)
+            sizes = zip(gradients, shared.tolist(), strict=False)
+            found = [(owned.get(id(one), one), "nan") for one, size in sizes if not math.isfinite(size)]
+        else:
+            found = [(owned.get(id(one), one), kind) for one in gradients if (kind := bad(one))]
+        self._bad_at_clip = found
+
+    def cleared(self, parameters: Sequence[Tensor]) -> None:
+        """Gradients were set to zero: what was gathered before is not a part of the update."""
+        self._clipped = None
+        self._bad_at_clip = []
+        if self.program.cleared(parameters):
+            self._losses.clear()
 
     def update_begins(self, optimizer: Any, shared: Tensor | None = None) -> BaseException | None:
         """The gradients are complete; the parameters are about to be changed. `shared`: norms over all processes."""
@@ -297,6 +316,7 @@ class Monitor:
         if error is None and (late or self._own_loss):
             error = self._wrong("loss", late or self._own_loss)
         if error is None and (called := self.processes.called(self.step)) is not None:
+            self.faults += 1
             with self.silent():
                 error = self.listener.was_called(called)
         if error is None:
@@ -334,8 +354,10 @@ class Monitor:
                 copies = self._copies if not self._spoiled else None
                 if copies is not None:
                     copies.exchange()
+                self._is_updated = True
+                error = self._bad_gradients(parameters, optimizer)  # written to after they were looked at
                 names = [one for one, _ in spoiled]
-                error = self._wrong("parameter", spoiled[0][1], names, optimizer, copies)
+                error = error or self._wrong("parameter", spoiled[0][1], names, optimizer, copies)
                 if copies is not None and error is None:
                     copies.exchange()
         elif before is not None:
@@ -378,6 +400,7 @@ class Monitor:
         found = [(p, kind) for p in parameters if p.grad is not None and (kind := bad(p.grad))]
         if not found:
             return None
+        found = self._bad_at_clip or found  # clipping spreads one to all
         return self._wrong("gradient", found[0][1], [p for p, _ in found], optimizer)
 
     def _bad_parts(
@@ -452,6 +475,8 @@ class Monitor:
         self._losses.clear()
         self._own_loss, self._own_batch = "", None
         self._clipped = self._norm = None
+        self._bad_at_clip = []
+        self._is_updated = False
         self._unscaled.clear()
         self._sampled.clear()
         self.program.step_ended()
@@ -480,7 +505,9 @@ class Monitor:
         if self._own_loss and seen == "gradient":
             seen, value, parameters = "loss", self._own_loss, ()
         with self.silent():
-            sighting = Sighting(self.step, seen, value, parameters, optimizer, copies, self._own_batch)
+            sighting = Sighting(
+                self.step, seen, value, parameters, optimizer, copies, self._own_batch, self._is_updated
+            )
             return self.listener.went_wrong(sighting)
 
     # --- names ----------------------------------------------------------------------------------------

@@ -55,13 +55,13 @@ class Processes:
         self._look()
         return self._world if self._store is not None else 1
 
-    def call(self, step: int) -> None:
+    def call(self, step: int, *, after_update: bool = False) -> None:
         """Says that something is wrong here in this step, before a collective lets the others see it too."""
         with _unless_gone():
-            self._store.set(f"{self._name}/called", str(step))
+            self._store.set(f"{self._name}/called", str(2 * step + after_update))
 
     def called(self, now: int) -> int | None:
-        """The step up to now in which another process has seen something wrong; None also where it was met already.
+        """The step, up to the update of step `now`, in which another process saw something that was not met for yet.
 
         Who is ahead may see something in a later step: it waits for this process in the collectives of that step.
         """
@@ -69,8 +69,8 @@ class Processes:
             return None
         with _unless_gone():
             if self._store.check([f"{self._name}/called"]):
-                step = int(self._store.get(f"{self._name}/called"))
-                return step if step <= now and step not in self._met else None
+                moment = int(self._store.get(f"{self._name}/called"))
+                return moment // 2 if moment <= 2 * now and moment // 2 not in self._met else None
         return None
 
     def leave(self) -> None:
@@ -80,10 +80,10 @@ class Processes:
                 self._store.set(f"{self._name}/left/{self.rank}", "1")
 
     @contextmanager
-    def meeting(self, step: int) -> Iterator[Meeting]:
+    def meeting(self, step: int, *, after_update: bool = False) -> Iterator[Meeting]:
         """The meeting of all processes about this step. No process that came ends before the one that reports has."""
         self._met.add(step)
-        self.call(step)
+        self.call(step, after_update=after_update)
         meeting = Meeting(self._store, f"{self._name}/{step}", f"{self._name}/left", self.rank, self.world)
         pulse = threading.Thread(target=meeting.beat, name="attncli meeting", daemon=True)
         pulse.start()
@@ -300,9 +300,6 @@ class CollectiveError(Exception):
 
 class Alone(TorchDispatchMode):
     """Lets no collective through: who repeats a step alone would wait for the others for ever."""
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,6 +63,11 @@ class Entry:
     def is_backward(self) -> bool:
         return self.what is torch.autograd.backward
 
+    @property
+    def is_effect(self) -> bool:
+        """Whether it is run for what it does to gradients, not for what it returns."""
+        return self.is_backward or self.what is _clear
+
 
 @dataclass
 class Program:
@@ -85,9 +90,17 @@ class Program:
     def backward_called(self, args: Any, kwargs: Any) -> None:
         self._add(Entry(torch.autograd.backward, args, kwargs, _around(), _place()), None)
 
+    def cleared(self, parameters: Sequence[Tensor]) -> bool:
+        """Gradients were set to zero; whether there were any of this step."""
+        if not any(entry.is_backward for entry in self.entries):
+            return False
+        around = Around(False, (), None)
+        self._add(Entry(_clear, (_Parameters(tuple(parameters)),), {}, around, None), None)
+        return True
+
     def step_ended(self) -> None:
         """Forgets all but what tensors that are still alive were made by."""
-        self.entries = [entry for entry in self.entries if not entry.is_backward]
+        self.entries = [entry for entry in self.entries if not entry.is_effect]
         self._sweep()
         self.full = False
 
@@ -102,7 +115,7 @@ class Program:
         backward = any(entry.is_backward for entry in self.entries)
         kept: list[Entry] = []
         for entry in reversed(self.entries):
-            if not backward or entry.is_backward or wanted & {*entry.outputs}:
+            if not backward or entry.is_effect or wanted & {*entry.outputs}:
                 wanted |= entry.reads
                 kept.append(entry)
         return kept[::-1]
@@ -161,7 +174,7 @@ class Program:
         kept: list[Entry] = []
         for entry in reversed(self.entries):
             alive = any(reference() is not None for reference in entry.made)
-            if entry.is_backward or alive or wanted & {*entry.outputs}:
+            if entry.is_effect or alive or wanted & {*entry.outputs}:
                 wanted |= entry.reads
                 kept.append(entry)
         self.entries = kept[::-1]
@@ -174,6 +187,18 @@ def _version(tensor: Tensor) -> int:
 
 class UnseenError(Exception):
     """A part of the step was made by something that was not seen. Its text says what."""
+
+
+class _Parameters:
+    """Parameters that are handed on as a whole."""
+
+    def __init__(self, parameters: tuple[Tensor, ...]) -> None:
+        self.parameters = parameters
+
+
+def _clear(given: _Parameters) -> None:
+    for parameter in given.parameters:
+        parameter.grad = None
 
 
 def is_cut(entry: Entry) -> bool:
@@ -202,9 +227,8 @@ def repeat(
         with _as_then(entry.around):
             result = _called(what, args, kwargs, entry.place)
         # What writes into a tensor and returns nothing has made that tensor.
-        made = [
-            one for one in _flat(args[0] if result is None and args else result) if isinstance(one, Tensor)
-        ]
+        returned = args[0] if result is None and args and not entry.is_effect else result
+        made = [one for one in _flat(returned) if isinstance(one, Tensor)]
         values.update(zip(entry.outputs, made, strict=False))
         if not entry.is_backward and made:
             shown = tuple(made) if not any(one.is_backward for one in entries) else shown

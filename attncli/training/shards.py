@@ -7,6 +7,7 @@ step is taken by all of them together or by none. Everything here must be called
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -181,16 +182,16 @@ def _cast(module: nn.Module, policy: Any) -> None:
 
         return cast
 
-    if policy.cast_forward_inputs and policy.param_dtype is not None:
-        enters = to(policy.param_dtype)
-        module.register_forward_pre_hook(
-            lambda _, args, kwargs: (tree_map(enters, args), tree_map(enters, kwargs)),
-            prepend=True,
-            with_kwargs=True,
-        )
-    if policy.output_dtype is not None:
-        leaves = to(policy.output_dtype)
-        module.register_forward_hook(lambda _, args, output: tree_map(leaves, output))
+    forward = module.forward
+
+    def forward_in_dtypes(*args: Any, **kwargs: Any) -> Any:
+        if policy.cast_forward_inputs and policy.param_dtype is not None:
+            args, kwargs = tree_map(to(policy.param_dtype), (args, kwargs))
+        output = forward(*args, **kwargs)
+        return output if policy.output_dtype is None else tree_map(to(policy.output_dtype), output)
+
+    # Not by hooks: what they return would be taken for what the module was given.
+    module.forward = functools.wraps(forward)(forward_in_dtypes)
 
 
 def _is_distributed(value: Any) -> bool:
