@@ -378,7 +378,7 @@ def test_what_one_rank_alone_sees_is_reported_once(tmp_path: Path) -> None:
     out = "".join(one.out for one in ended)
     assert out.count("Training stopped in step 3 ") == 1
     assert "1 of 2 processes, counted from 0; it began there" in out
-    assert "it was seen in rank 1 alone of 2 processes" in out
+    assert "of 2 processes it was seen in rank 1 alone, and no repetition shows it" in out
     assert [one.code for one in ended] == [1, 1]
 
 

@@ -137,8 +137,8 @@ def _said(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _shown_by(showing: Sequence[int], seeing: Sequence[int], told: Sequence[int], world: int) -> list[str]:
     silent = [rank for rank in told if rank not in showing]
-    if not showing and len(seeing) < len(told):
-        return [f"it was seen in {_ranks(seeing)} alone of {world} processes"]
+    if not showing and len(seeing) < world:
+        return [f"of {world} processes it was seen in {_ranks(seeing)} alone, and no repetition shows it"]
     if not showing:
         return [f"none of the {world} processes showed it again by itself"]
     if len(showing) == world:

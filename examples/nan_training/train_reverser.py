@@ -1,8 +1,8 @@
 """Trains the reverser as any script does; it knows nothing of attncli.
 
-python train.py                     # the loss becomes NaN
-attncli nan-check train.py          # the same run, and where the NaN came from
-attncli nan-check train.py --scaled # with 1/√D: trains on
+python train_reverser.py                     # the loss becomes NaN
+attncli nan-check train_reverser.py          # the same run, and where the NaN came from
+attncli nan-check train_reverser.py --scaled # with 1/√D: trains on
 """
 
 from __future__ import annotations
