@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def met(watch: Watch, sighting: Sighting) -> tuple[Report, bool]:
     """The report of all processes, the same in each, and whether it is this one that shows it."""
     monitor = watch.monitor
-    with monitor.processes.meeting(sighting.step, after_update=sighting.seen == "parameter") as meeting:
+    with monitor.processes.meeting(
+        sighting.step, after_update=sighting.seen == "parameter" or sighting.is_updated
+    ) as meeting:
         whole, why = _whole(monitor, meeting)
         again, recorder = watch.repeated(sighting, whole, why)
         report = watch.reported(sighting, again)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 
 class Buffers:
@@ -72,7 +73,9 @@ class Inputs:
 def unwritten(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Whatever is written to these tensors inside, they are as before afterwards, for autograd as well."""
     before = [(one, one.detach().clone()) for one in tensors if one.device.type != "meta"]
-    with torch.autograd._unsafe_preserve_version_counter(tuple(one for one, _ in before)):
+    with ExitStack() as stack:
+        for one, _ in before:
+            stack.enter_context(_unsafe_preserve_version_counter(one))
         try:
             yield
         finally:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -127,6 +128,9 @@ class Loaders:
                 f"DataLoader over {data}", 0, iterator._num_yielded - 1, False
             )
         items = found.asked.popleft() if found.asked and found.from_its_start else None
+        if len(self.recent) >= _HELD:
+            old = self.recent[-_HELD]
+            self.recent[-_HELD] = replace(old, value=_faded(old.value))
         self.recent.append(Batch(value, found.loader, found.epoch, found.taken, items))
         found.taken += 1
 
@@ -149,9 +153,20 @@ def named(value: Any, name: str = "batch") -> Iterator[tuple[str, Tensor]]:
             yield from named(item, f"{name}[{number}]")
 
 
+def _faded(value: Any) -> Any:
+    """A batch that is held no longer: tensors of it that a step still uses can be told."""
+    return _Faded(tuple(weakref.ref(tensor) for tensor in _tensors(value)))
+
+
+class _Faded(NamedTuple):
+    tensors: tuple[weakref.ref[Tensor], ...]
+
+
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, _Faded):
+        yield from (tensor for reference in value.tensors if (tensor := reference()) is not None)
     elif depth < _DEEPEST:
         inside = value.values() if isinstance(value, Mapping) else value
         if isinstance(value, (Mapping, list, tuple)):
@@ -184,7 +199,9 @@ def _item(item: Any) -> Any:
 # --- settings -----------------------------------------------------------------------------------------
 
 # Loaders that read ahead by themselves are one or two batches ahead of the step; workers do not count here.
-_RECENT = 8
+_HELD = 3
+# Micro-batches whose gradients are accumulated: the step itself holds them.
+_RECENT = 64
 _MOST_ITEMS = 4096
 _MOST_COMPARED = 1 << 24
 _DEEPEST = 4
