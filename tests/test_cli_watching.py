@@ -89,7 +89,7 @@ def test_a_fault_is_reported_with_its_step_its_batch_and_its_line(script: Path, 
     result = attncli_run("nan-check", "train.py", "bad")
     assert result.code == 1
     assert "arguments" not in result.out  # the script was stopped
-    assert "Training stopped in step 6 (epoch 0, batch 5 of DataLoader over TensorDataset)" in result.out
+    assert "Training stopped in step 6 (epoch 0, batch 5 of DataLoader over TensorDataset, counted from 0)" in result.out
     line = SCRIPT.splitlines().index("    loss = (model(x) / y).abs().mean()  # the division") + 1
     assert f"line     train.py:{line}" in result.out
     assert "division" in result.out
@@ -109,6 +109,8 @@ def test_a_format_of_its_own_has_stdout_alone(script: Path, attncli_run: Command
 def test_a_report_for_a_file_leaves_the_streams_alone(script: Path, attncli_run: Command) -> None:
     result = attncli_run("nan-check", "-o", "report.json", "train.py", "bad")
     assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("attncli: ")
+    assert result.err.endswith("; written: report.json\n")
     assert json.loads(Path("report.json").read_text())["verdict"] == "findings"
     assert attncli_run("nan-check", "--fail-on", "never", "-q", "train.py", "bad").code == 0
 
@@ -173,13 +175,13 @@ def test_a_module_is_run_as_python_runs_it(tmp_path: Path, attncli_run: Command)
     ("words", "told"),
     [
         (("nowhere.py",), "nowhere.py: there is no such script."),
-        (("--text", "a", "train.py"), "--text: this says nothing about a training script."),
-        (("--log", "a.jsonl", "code.py:build"), "--log: this says nothing about a model."),
-        (("--every", "3", "--replay", "capsule"), "--every: this says nothing about a capsule."),
+        (("--text", "a", "train.py"), "--text: this option means nothing for a training script."),
+        (("--log", "a.jsonl", "code.py:build"), "--log: this option means nothing for a model."),
+        (("--every", "3", "--replay", "capsule"), "--every: this option means nothing for a capsule."),
         (("--log", "no/such/folder.jsonl", "train.py"), "there is no folder no/such."),
         (("--capsule", "train.py", "train.py"), "--capsule: train.py is a file."),
         (("--replay", "nowhere"), "nowhere"),
-        ((), "MODEL: there is none."),
+        ((), "nan-check: there is nothing to look at."),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(

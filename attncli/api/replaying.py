@@ -63,7 +63,7 @@ def replayed(
             why = why or f"its repetition raised {type(error).__name__}: {_first_line(error)}"
             continue
         if found.origins:
-            return Replayed(found, "", model, notes)
+            return Replayed(found, "", model)
         why = why or "repeated with the same batch and the same random numbers, it gave finite numbers"
         return Replayed(found, why, model, notes)
     return Replayed(None, why, model, notes)
@@ -188,7 +188,10 @@ def _overwritten(monitor: Monitor) -> tuple[str, ...]:
     if not changed:
         return ()
     shapes = ", ".join(str(tuple(one.shape)) for one in changed[:3])
-    return (f"{len(changed)} tensors that the step was given were written to since (shapes {shapes})",)
+    count = f"{len(changed)} tensor{'s' if len(changed) != 1 else ''}"
+    return (
+        f"{count} that the step read (shapes {shapes}) changed after it read them, and was repeated as they are now",
+    )
 
 
 def _inputs(monitor: Monitor) -> list[tuple[str, Any]]:

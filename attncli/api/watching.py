@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,11 @@ class TrainingFault(AttncliError):  # noqa: N818 - what it tells of is the fault
 
     def __init__(self, report: Report, text: str) -> None:
         self.report = report
-        super().__init__("training", f"{text}.", "The report says where it began: print(error.report).")
+        super().__init__("training", f"{text}.", "The report says where it began.")
+
+    def __str__(self) -> str:
+        # Where nobody catches it, the report is not lost.
+        return f"{self.problem}\n\n{self.report}"
 
 
 # What happens on a fault: an exception, nothing, or what a function of the report decides by raising.
@@ -104,6 +109,7 @@ class Watch:
         self._writers = _writers(log, tensorboard, self.monitor.processes.rank)
         self._series: dict[tuple[str, int, int, str], deque[Sample]] = {}
         self._fresh: list[Sample] = []
+        self._logged = 0
         self._sampled: deque[Step] = deque(maxlen=_KEPT)
         self._told: set[tuple[str, str | None]] = set()
         self._began = time.monotonic()
@@ -159,6 +165,7 @@ class Watch:
             if recorder is not None:
                 report = self.encapsulated(report, again, recorder)
         self.reports.append(report)
+        self._log(self.monitor.so_far())
         return self._decided(report)
 
     def was_called(self, step: int) -> BaseException | None:
@@ -193,9 +200,14 @@ class Watch:
         if samples:
             self._sampled.append(step)
             self._warn_early(step)
-        if self._writers and (samples or (self.monitor.every and step.number % self.monitor.every == 0)):
+        if samples or (self.monitor.every and step.number % self.monitor.every == 0):
+            self._log(step, samples)
+
+    def _log(self, step: Step, samples: Sequence[Sample] = ()) -> None:
+        if self._writers and step.number != self._logged:
             from attncli.training.log import line_of
 
+            self._logged = step.number
             line = line_of(step, samples, time.monotonic() - self._began)
             for writer in self._writers:
                 writer.write(line)
@@ -286,7 +298,7 @@ class Watch:
             environment={**environment(), **surroundings(model, ())},
             layers=layers,
             origins=origins,
-            findings=judge(Observed(layers, origins=origins, training=training)),
+            findings=self._judged(Observed(layers, origins=origins, training=training)),
             run={
                 "batch": "training",
                 "inputs": {},
@@ -302,6 +314,12 @@ class Watch:
             },
             notes=(*(again.notes if again is not None else ()), *(found.notes if found is not None else ())),
         )
+
+    def _judged(self, observed: Observed) -> tuple[Finding, ...]:
+        """The findings, with the warnings that were given while it ran and are no trend any more."""
+        found = judge(observed)
+        known = {(one.code, one.layer) for one in found}
+        return gravest_first((*found, *(one for one in self.warnings if (one.code, one.layer) not in known)))
 
     def encapsulated(self, report: Report, again: Replayed, recorder: Any) -> Report:
         """The report, with the capsule that was written beside it, or the reason why there is none."""
@@ -330,11 +348,11 @@ class Watch:
             sighting.seen,
             sighting.value,
             tuple(names.get(id(one), "a parameter") for one in sighting.parameters[:_MOST_NAMED]),
-            batch.facts() if batch is not None else None,
+            _with_element(batch.facts(), again) if batch is not None else None,
             bool(again.found.origins) if again.found is not None else None,
             again.why,
             self.on_fault != "continue" and (not sighting.is_updated or sighting.copies is not None),
-            _line(last.place) if last is not None and last.place is not None else None,
+            _script_line() or (_line(last.place) if last is not None and last.place is not None else None),
             None,
         )
 
@@ -446,6 +464,30 @@ def _wrong_index(failed: Any) -> str:
     from attncli.training.program import index_beyond
 
     return index_beyond(*failed[:3])
+
+
+def _with_element(batch: dict[str, Any], again: Replayed) -> dict[str, Any]:
+    """The facts of a batch, and which of its elements the first origin lies in, with its item."""
+    at = again.found.origins[0].at if again.found is not None and again.found.origins else None
+    element = (at or {}).get("batch")
+    if element is None and again.found is not None and at and again.found.origins[0].phase == "input":
+        element = (at.get("index") or [None])[0]
+    items = batch.get("items") or []
+    if not isinstance(element, int) or element >= len(items):
+        return batch
+    return {**batch, "element": element, "item": items[element]}
+
+
+def _script_line() -> str | None:
+    """The innermost line of the script itself: not of torch, attncli or another installed library."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        library = frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "attncli", "runpy")
+        if not library and not {"site-packages", "dist-packages"} & set(Path(file).parts):
+            return _line((file, frame.f_lineno)) if not file.startswith("<") else None
+        frame = frame.f_back
+    return None
 
 
 def _line(place: tuple[str, int]) -> str:

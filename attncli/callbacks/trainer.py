@@ -5,7 +5,10 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from transformers import TrainerCallback
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError("TrainerWatch is for transformers' Trainer: pip install 'attncli[hf]'") from error
 
 from attncli.api import Watch, watch
 

@@ -107,7 +107,9 @@ def nan_check(
         raise typer.Exit(replay_and_report(watching, running.device, reporting, confirm=confirm))
     if model is None:
         raise UsageError(
-            "MODEL", "there is none.", "Give a model, a training script, -m MODULE or --replay DIR."
+            "nan-check",
+            "there is nothing to look at.",
+            "Give a model, a training script, -m MODULE or --replay DIR.",
         )
     if not steps and (optimizer is not None or lr is not None):
         option = "--optimizer" if optimizer is not None else "--lr"
@@ -150,7 +152,7 @@ def _only_for(is_script: bool, is_capsule: bool, given: set[str], context: typer
         }
         named = options.get(strange[0], strange[0])
         remedy = "Leave it out." if is_script or is_capsule else "Give a training script, or leave it out."
-        raise UsageError(named, f"this says nothing about {kind}.", remedy)
+        raise UsageError(named, f"this option means nothing for {kind}.", remedy)
 
 
 # --- tables -------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attncli.errors import UsageError
+from attncli.errors import AttncliError, UsageError
 
 if TYPE_CHECKING:
     from attncli.api import Report, Watch
@@ -43,7 +43,8 @@ class Ran:
 
     watch: Watch | None = None
     error: BaseException | None = None
-    notes: list[str] = field(default_factory=list)
+    # Why there can be no watch.
+    refused: AttncliError | None = None
 
     @property
     def halted(self) -> bool:
@@ -61,7 +62,11 @@ def run_script(script: Script, start: Callable[[], Watch], *, to_stderr: bool) -
     ran = Ran()
 
     def begin() -> None:
-        ran.watch = start()
+        try:
+            ran.watch = start()
+        except AttncliError as error:
+            ran.refused = error
+            raise Halted from None
         ran.watch.__enter__()
 
     sys.argv = [script.target, *script.args]
@@ -77,6 +82,8 @@ def run_script(script: Script, start: Callable[[], Watch], *, to_stderr: bool) -
             _execute(script)
     except BaseException as error:  # noqa: BLE001 - how a script ends is told by the caller
         ran.error = error
+        if ran.refused is not None:
+            raise ran.refused from None
     finally:
         if ran.watch is not None:
             ran.watch.__exit__(None, None, None)
@@ -217,7 +224,7 @@ def _of_the_script(found: TracebackType | None) -> TracebackType | None:
     ours = False
     while found is not None:
         name = found.tb_frame.f_globals.get("__name__", "")
-        if name.partition(".")[0] == "attncli":
+        if name.partition(".")[0] == "attncli" or found.tb_frame.f_code.co_name == "attncli_calls":
             ours = True
             if frames and frames[-1].tb_frame.f_code.co_name == "handle_torch_function":
                 frames.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ def watch_and_report(script: Script, watching: Watching, reporting: Reporting, *
         judged = ends._replace(stdout=None).finish(report)
     if ran.watch is not None and ran.watch.monitor.failed and not went_wrong:
         judged = 0  # a watch that broke down is no result of the script's
+    if went_wrong and ends.stdout is None and not silent:
+        _say(_notice(report, ends), reporting)
     if interrupted:
         die_of_interrupt()
     return code or judged
@@ -94,6 +97,10 @@ def _check_targets(watching: Watching) -> None:
     for option, folder in (("--capsule", watching.capsule), ("--tensorboard", watching.tensorboard)):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise UsageError(option, f"{folder} is a file.", "Give a folder, which may be new.")
+    if watching.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard", "the package tensorboard is not installed.", "pip install tensorboard"
+        )
 
 
 def _finished(ends: Outlet, report: Report) -> int:
@@ -114,6 +121,16 @@ def _raised(ran: Ran) -> str:
     what = f"{who} raised {type(error).__name__} in step {watch.monitor.step}"
     where = place_of(error) if error is not None else ""
     return f"{what}{f' ({where})' if where else ''}{watch.circumstances()}"
+
+
+def _notice(report: Report, ends: Outlet) -> str:
+    """What went wrong, where the report itself goes to files."""
+    from attncli.render.training import notice
+
+    training = (report.run or {})["training"]
+    files = [str(file) for file, _ in ends.files]
+    written = [*files, *([f"the capsule {training['capsule']}"] if training.get("capsule") else [])]
+    return notice(training["fault"]) + (f"; written: {', '.join(written)}" if written else "")
 
 
 def _say(text: str, reporting: Reporting) -> None:

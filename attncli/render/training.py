@@ -58,6 +58,7 @@ def headline(training: Mapping[str, Any]) -> str:
     if not fault:
         return ""
     place = ", ".join(_batch(fault))
+    place += ", counted from 0" if (fault.get("batch") or {}).get("index") is not None else ""
     what = "Training stopped in step" if training.get("stopped") else "Training went on after step"
     return f"{what} {_grouped(fault['step'])}{f' ({place})' if place else ''}"
 
@@ -75,8 +76,9 @@ def fault_facts(training: Mapping[str, Any]) -> list[tuple[str, str]]:
         "seen": symptom(fault),
         "tensors": _listed(tensors) if len(tensors) > 1 else "",
         "items": f"{shown} and {len(items) - _NAMED} more" if len(items) > _NAMED else shown,
+        "item": _item(fault.get("batch") or {}),
         "rank": _rank(training, fault),
-        "update": _UPDATES[fault.get("withheld")],
+        "update": _update(training, fault),
         "replay": _replay(fault),
         "capsule": capsule,
         "again": f"attncli nan-check --replay {_quoted(capsule)}" if capsule else "",
@@ -147,6 +149,23 @@ def _rank(training: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
     return f"{rank} of {world} processes, counted from 0; it began there"
 
 
+def _update(training: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
+    """Whether the update was made, and whether an earlier one has ruined the weights already."""
+    words = _UPDATES[fault.get("withheld")]
+    thrown = [one for one in training.get("moved") or () if 0 < fault["step"] - one["step"] <= _ECHOES]
+    if not fault.get("withheld") or not thrown:
+        return words
+    at = thrown[-1]["step"]
+    count = sum(one["step"] == at for one in thrown)
+    return f"withheld, but step {_grouped(at)} had thrown {counted(count, 'parameter')} far out already"
+
+
+def _item(batch: Mapping[str, Any]) -> str:
+    if batch.get("item") is None:
+        return ""
+    return f"{_grouped(batch['item'])}, element {batch['element']} of the batch"
+
+
 def _replay(fault: Mapping[str, Any]) -> str:
     said = {True: "showed it again", False: "did not show it again", None: "was not done"}
     why = clean(fault.get("why") or "").strip().rstrip(".")
@@ -185,6 +204,8 @@ def _grouped(value: object) -> str:
 # --- words --------------------------------------------------------------------------------------------
 
 _VALUES = {"nan": "NaN", "+inf": "+Inf", "-inf": "−Inf"}
+# A parameter that an update threw out makes the next steps go wrong.
+_ECHOES = 4
 _UPDATES = {
     True: "withheld: the weights are those from before the step",
     False: "made: the weights are no longer those from before the step",

@@ -81,6 +81,14 @@ def find(
         judged = _one_each([one for one in judged if one[0].seen])
         judged += _harmful(silent, proofs)
         verdicts = proofs.of(judged) if proofs is not None else [(None, "")] * len(judged)
+        if proofs is not None and any(
+            cause.name == "optimizer-step" and confirmed is False
+            for (_, cause, _), (confirmed, _) in zip(judged, verdicts, strict=True)
+        ):
+            # No echo of an update: each has a cause of its own.
+            book.moved.clear()
+            judged = _one_each([(case, *cause_of(case)) for case, _, _ in judged])
+            verdicts = proofs.of(judged)
         if any(confirmed for confirmed, _ in verdicts):
             # What may stay as it is while the symptom goes is no cause of it.
             kept = [number for number, (_, words) in enumerate(verdicts) if words != NOT_NEEDED]

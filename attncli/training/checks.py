@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Modes that the script has entered hear nothing of what is computed inside."""
+    if not torch._C._len_torch_dispatch_stack() and not torch._C._len_torch_function_stack():
+        yield
+        return
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
+        yield
+
+
+@unheard()
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """The 2-norm of each tensor, as one float32 vector on the CPU or on their first device; NaN and Inf spread to it.
 
@@ -23,6 +36,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.float() for one in torch._foreach_norm(local)])
 
 
+@unheard()
 def largest(tensors: Sequence[Tensor]) -> Tensor:
     """The largest magnitude in each tensor, as one vector; NaN spreads to it."""
     local = [held(tensor) for tensor in tensors]
@@ -36,6 +50,7 @@ def largest(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([one.float() for one in torch._foreach_norm(local, float("inf"))])
 
 
+@unheard()
 def bad(tensor: Tensor) -> str:
     """ "nan", "+inf", "-inf", or "" where every element is finite."""
     local = held(tensor)
@@ -46,6 +61,7 @@ def bad(tensor: Tensor) -> str:
     return "+inf" if not local.is_complex() and bool(torch.isposinf(local).any()) else "-inf"
 
 
+@unheard()
 def absmax(tensor: Tensor) -> float:
     local = held(tensor)
     return float(local.detach().abs().amax()) if local.numel() else 0.0

@@ -486,6 +486,12 @@ class Monitor:
         self.step += 1
         self.listener.stepped(step)
 
+    def so_far(self) -> Step:
+        """The step that is running, as far as it went."""
+        losses = [float(loss) for loss in self._losses]
+        rate = self.steps[-1].learning_rate if self.steps else None
+        return Step(self.step, sum(losses) / len(losses) if losses else None, self._norm, rate)
+
     def _wrong(
         self,
         seen: Literal["loss", "gradient", "parameter", "loss scale"],

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -77,15 +78,23 @@ class Program:
     full: bool = False
     _slots: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
     _next: int = 0
+    # Bytes of tensors that only this program may hold.
+    _held: int = 0
+    # Of this step: whether a module was called, and how many entries are older than it.
+    _has_module: bool = False
+    _older: int = 0
 
     def module_called(self, module: nn.Module, args: Any, kwargs: Any, output: Any, around: Around) -> None:
+        self._has_module = True
         self._add(Entry(module, args, kwargs, around, _place()), output)
+        self._bounded()
 
     def function_called(
         self, func: Any, args: Any, kwargs: Any, output: Any, random: tuple[Any, ...] | None = None
     ) -> None:
         around = Around(torch.is_grad_enabled(), _autocast(), random)
         self._add(Entry(func, args, kwargs, around, _place()), output)
+        self._bounded()
 
     def backward_called(self, args: Any, kwargs: Any) -> None:
         self._add(Entry(torch.autograd.backward, args, kwargs, _around(), _place()), None)
@@ -101,8 +110,10 @@ class Program:
     def step_ended(self) -> None:
         """Forgets all but what tensors that are still alive were made by."""
         self.entries = [entry for entry in self.entries if not entry.is_effect]
-        self._sweep()
-        self.full = False
+        # What no gradient flows through is given to the next step as it is: a state that is carried on for ever.
+        self._sweep(with_gradients=True)
+        self.full = self._has_module = False
+        self._held, self._older = 0, len(self.entries)
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an entry made this tensor, and nothing that was not seen has written to it since."""
@@ -151,11 +162,23 @@ class Program:
         entry.made = [self._slots[id(tensor)][0] for tensor in made]
         self.entries.append(entry)
 
+    def _bounded(self) -> None:
+        """Holds no more of what the run would have let go than a batch or some."""
+        if not self._has_module and self._held > _MOST_BEFORE:
+            # A long computation between two steps, which is no preparation of a batch.
+            del self.entries[self._older :]
+            self._held = 0
+        elif self._held > _MOST_HELD:
+            self.entries.clear()
+            self._held, self._older, self.full = 0, 0, True
+
     def _operand(self, tensor: Tensor, reads: set[int]) -> Slot | Given:
         if self.knows(tensor):
             number = self._slots[id(tensor)][1]
             reads.add(number)
             return Slot(number)
+        if not tensor.requires_grad:
+            self._held += tensor.numel() * tensor.element_size()
         return Given(tensor, _version(tensor), tensor.grad_fn is not None)
 
     def _slot(self, tensor: Tensor) -> int:
@@ -169,16 +192,20 @@ class Program:
         self._slots[id(tensor)] = (weakref.ref(tensor), number, _version(tensor))
         return number
 
-    def _sweep(self) -> None:
+    def _sweep(self, *, with_gradients: bool = False) -> None:
         wanted: set[int] = set()
         kept: list[Entry] = []
         for entry in reversed(self.entries):
-            alive = any(reference() is not None for reference in entry.made)
+            made = [tensor for reference in entry.made if (tensor := reference()) is not None]
+            alive = any(tensor.requires_grad or not with_gradients for tensor in made)
             if entry.is_effect or alive or wanted & {*entry.outputs}:
                 wanted |= entry.reads
                 kept.append(entry)
         self.entries = kept[::-1]
-        self._slots = {key: one for key, one in self._slots.items() if one[0]() is not None}
+        known = {number for entry in self.entries for number in entry.outputs}
+        self._slots = {
+            key: one for key, one in self._slots.items() if one[0]() is not None and one[1] in known
+        }
 
 
 def _version(tensor: Tensor) -> int:
@@ -298,14 +325,17 @@ class Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.is_open or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return func(*args, **kwargs)
+        if not self.is_open:
+            return _at_users_line(_original(func), args, kwargs)
         if not torch.is_grad_enabled() and not self.program.entries:
-            return func(*args, **kwargs)  # an evaluation between two steps
+            return _at_users_line(_original(func), args, kwargs)  # an evaluation between two steps
+        func = _original(func)
         before = self._before(func, args)
         random = _random() if getattr(func, "__name__", "") in _DRAWS else None
         try:
-            result = func(*args, **kwargs)
+            result = _at_users_line(func, args, kwargs)
         except Exception:
             self.failed = (func, args, kwargs, _place())
             raise
@@ -323,6 +353,37 @@ class Functions(TorchFunctionMode):
             return args
         with torch._C.DisableTorchFunction():
             return args if args[0].numel() > _MOST_COPIED else (args[0].detach().clone(), *args[1:])
+
+
+def _original(func: Any) -> Any:
+    """The function of torch that was called, where a script has put one of its own in its place.
+
+    Such a function calls the original, which finds the mode and hands on what its name means now: the script's.
+    """
+    if getattr(func, "__module__", None) is None or str(func.__module__).partition(".")[0] == "torch":
+        return func
+    handing_on = sys._getframe(2)
+    frame = handing_on.f_back
+    if handing_on.f_code.co_name != "handle_torch_function" or frame is None:
+        return func
+    return FunctionType(frame.f_code, frame.f_globals, frame.f_code.co_name)
+
+
+def _at_users_line(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Calls `func` as if the user's line did: Python and torch say of a warning which line it comes from."""
+    frame = sys._getframe(2)
+    while frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "attncli"):
+        if frame.f_back is None:
+            return func(*args, **kwargs)
+        frame = frame.f_back
+    key = (frame.f_code.co_filename, frame.f_lineno)
+    known = _LINES.get(key)
+    if known is None or known.__globals__ is not frame.f_globals:
+        code = _LINE.__code__.replace(co_filename=key[0], co_firstlineno=key[1], co_name=FRAME)
+        known = FunctionType(code, frame.f_globals, FRAME)
+        if len(_LINES) < _MOST_ENTRIES:
+            _LINES[key] = known
+    return known(func, args, kwargs)
 
 
 def _at_bottom(mode: TorchFunctionMode, *, present: bool) -> None:
@@ -478,6 +539,11 @@ def _restored(value: Any, values: Mapping[int, Tensor]) -> Any:
     return value
 
 
+_LINE = lambda func, args, kwargs: func(*args, **kwargs)  # noqa: E731 - one line, which any line can stand for
+_LINES: dict[tuple[str, int], FunctionType] = {}
+# The name by which those who show tracebacks know such a frame.
+FRAME = "attncli_calls"
+
 # --- tables -------------------------------------------------------------------------------------------
 
 _KINDS = ("cpu", "cuda", *(("mps",) if torch.backends.mps.is_available() else ()))
@@ -486,6 +552,8 @@ _SEEN_OTHERWISE = frozenset(("backward", "register_hook", "grad"))
 # A step of more functions than these outside its modules is no loss any more.
 _MOST_ENTRIES = 4096
 _MOST_COPIED = 1 << 24
+_MOST_BEFORE = 64 << 20
+_MOST_HELD = 1 << 30
 _DRAWS = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout rand_like randn_like "
     "randint_like bernoulli bernoulli_ multinomial normal normal_ uniform_ exponential_ random_ poisson rrelu rrelu_ "
