@@ -146,8 +146,12 @@ def _update(
         except Exception as error:  # noqa: BLE001
             why = f"the repetition of the update raised {type(error).__name__}: {_first_line(error)}"
             return Replayed(None, why, model)
+    from attncli.training.copies import bad_settings
+
+    settings = ", ".join(dict.fromkeys(bad_settings(optimizer)))
     why = "" if found.origins else "repeated on the same gradients, the update gave finite numbers"
-    return Replayed(found, why, model)
+    why = f"its optimiser has {settings}" if settings and not found.origins else why
+    return Replayed(found, why, model, (f"the optimiser has {settings}",) if settings else ())
 
 
 # --- building blocks ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from attncli import __version__
 from attncli.api.joining import memory_layers
 from attncli.api.nan import operators_seen, placed
 from attncli.api.report import Report, environment
-from attncli.errors import AttncliError
+from attncli.errors import AttncliError, UsageError
 from attncli.records import Fault, Finding, Layer, Origin, Sample, Step, Training
 from attncli.rules import Observed, gravest_first, judge
 from attncli.rules.training import early_warnings
@@ -179,6 +179,9 @@ class Watch:
         report, self.speaks = found
         self.reports.append(report)
         return self._decided(report)
+
+    def place(self) -> str | None:
+        return _script_line()
 
     def sampling(self, module: Any, step: int) -> AbstractContextManager[None] | None:
         """A measurement of the attention of one call, while it runs; None where that has to be another call."""
@@ -352,7 +355,9 @@ class Watch:
             bool(again.found.origins) if again.found is not None else None,
             again.why,
             self.on_fault != "continue" and (not sighting.is_updated or sighting.copies is not None),
-            _script_line() or (_line(last.place) if last is not None and last.place is not None else None),
+            sighting.place
+            or _script_line()
+            or (_line(last.place) if last is not None and last.place is not None else None),
             None,
         )
 
@@ -391,6 +396,9 @@ def _identity(origin: Origin) -> tuple[Any, ...]:
 
 
 def _wanted(model: Any, optimizer: Any) -> Callable[[Any], bool]:
+    if model is not None and not callable(getattr(model, "parameters", None)):
+        problem = f"{type(model).__name__} is no module."
+        raise UsageError("attncli.watch", problem, "Give an nn.Module, or nothing to watch every optimiser.")
     if optimizer is not None:
         optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
         inner = {id(getattr(one, "optimizer", one)) for one in optimizers} | {id(one) for one in optimizers}

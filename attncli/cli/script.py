@@ -33,8 +33,8 @@ class Script(NamedTuple):
     is_module: bool = False
 
 
-class Halted(BaseException):
-    """Ends the script at the step that went wrong. No Exception: scripts catch those and go on."""
+class Halted(SystemExit):
+    """Ends the script at the step that went wrong: no Exception, which scripts catch, and quiet in threads."""
 
 
 @dataclass
@@ -134,7 +134,12 @@ def _execute(script: Script) -> None:
     file = str(Path(script.target).absolute())
     loader = importlib.machinery.SourceFileLoader("__main__", file)
     main.__dict__.update(
-        __file__=file, __builtins__=builtins, __loader__=loader, __cached__=None, __spec__=None
+        __annotations__={},
+        __file__=file,
+        __builtins__=builtins,
+        __loader__=loader,
+        __cached__=None,
+        __spec__=None,
     )
     # Processes that the script starts find it by this module, and so does what runs at exit.
     sys.modules["__main__"] = main
@@ -264,6 +269,10 @@ def summary(ran: Ran, report: Report) -> str:
     steps = f"{seen:,} step{'s' if seen != 1 else ''} watched".replace(",", " ")
     faults = training["faults"]
     told = f"{faults} went wrong" if faults else "nothing went wrong"
+    others = len(ran.watch.monitor.elsewhere)
+    told += (
+        f"; what ran in {others} other thread{'s' if others != 1 else ''} was not watched" if others else ""
+    )
     warnings = len(ran.watch.warnings)
     return f"{steps}, {told}" + (f", {warnings} warning{'s' if warnings != 1 else ''}" if warnings else "")
 

@@ -195,7 +195,7 @@ class Nonfinite:
                 if strict not in fine:
                     fine[strict] = fine_elements(
                         op,
-                        [(one.value, () if strict else _intended_signs(one.bad)) for one in given],
+                        [(one.value, () if strict else self._meant(op, one)) for one in given],
                         run,
                         output,
                     )
@@ -234,6 +234,15 @@ class Nonfinite:
             self.last = node
         if op.kind == "lookup":
             self._looked_up(node, given, bad)
+
+    def _meant(self, op: Op, one: Operand) -> tuple[str, ...]:
+        """The signs of Inf in an operand that are there on purpose. Data in a product with weights is no mask."""
+        return tuple(
+            kind
+            for kind, trail in one.bad.items()
+            if trail.intended
+            and not (op.product and all(self.origins[number].role == "leaf" for number in trail.origins))
+        )
 
     def _as_read(self, tape: Tape, one: Operand, reader: Node, phase: str, position: int) -> Operand:
         """An operand that was finite when it was made and is not when it is read was written to outside torch."""
@@ -515,10 +524,6 @@ def _is_meant(kind: str, phase: str, known: bool, elements: int) -> bool:
     if kind == "nan":
         return False
     return (kind == "-inf" and phase != "parameter") or (not known and elements == 1)
-
-
-def _intended_signs(bad: Bad) -> tuple[str, ...]:
-    return tuple(kind for kind, trail in bad.items() if trail.intended)
 
 
 # --- tables -------------------------------------------------------------------------------------------

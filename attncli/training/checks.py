@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, aminmax, dot, isfinite, isnan, isposinf, stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 
@@ -32,8 +32,8 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     local = [held(tensor) for tensor in tensors]
     device = local[0].device
     if device.type == "cpu" or len({(one.device, one.dtype) for one in local}) > 1:
-        return torch.stack([_norm(one).to(device) for one in local])
-    return torch.stack([one.float() for one in torch._foreach_norm(local)])
+        return stack([_norm(one).to(device) for one in local])
+    return stack([one.float() for one in torch._foreach_norm(local)])
 
 
 @unheard()
@@ -45,20 +45,20 @@ def largest(tensors: Sequence[Tensor]) -> Tensor:
         return torch.zeros(0)
     device = local[0].device
     if device.type == "cpu" or len({(one.device, one.dtype) for one in local}) > 1:
-        pairs = [torch.stack(torch.aminmax(one.abs() if one.is_complex() else one)) for one in local]
-        return torch.stack([pair.float().to(device) for pair in pairs]).abs().amax(1)
-    return torch.stack([one.float() for one in torch._foreach_norm(local, float("inf"))])
+        pairs = [stack(aminmax(one.abs() if one.is_complex() else one)) for one in local]
+        return stack([pair.float().to(device) for pair in pairs]).abs().amax(1)
+    return stack([one.float() for one in torch._foreach_norm(local, float("inf"))])
 
 
 @unheard()
 def bad(tensor: Tensor) -> str:
     """ "nan", "+inf", "-inf", or "" where every element is finite."""
     local = held(tensor)
-    if not (local.is_floating_point() or local.is_complex()) or bool(torch.isfinite(local).all()):
+    if not (local.is_floating_point() or local.is_complex()) or bool(isfinite(local).all()):
         return ""
-    if bool(torch.isnan(local).any()):
+    if bool(isnan(local).any()):
         return "nan"
-    return "+inf" if not local.is_complex() and bool(torch.isposinf(local).any()) else "-inf"
+    return "+inf" if not local.is_complex() and bool(isposinf(local).any()) else "-inf"
 
 
 @unheard()
@@ -87,7 +87,7 @@ def _norm(tensor: Tensor) -> Tensor:
     if tensor.dtype is torch.float32 and tensor.is_contiguous():
         # Half the time of a norm, and one pass all the same.
         flat = tensor.view(-1)
-        return torch.dot(flat, flat).sqrt()
+        return dot(flat, flat).sqrt()
     norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide(tensor))
     return norm.float()
 

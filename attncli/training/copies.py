@@ -7,6 +7,7 @@ learning rate out of line with the steps before. Those updates are copied, the o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median
@@ -98,6 +99,20 @@ def _is_young(update: Update) -> bool:
     return update.taken < _YOUNG
 
 
+def _has_bad_setting(update: Update) -> bool:
+    return bool(bad_settings(update.optimizer))
+
+
+def bad_settings(optimizer: Any) -> list[str]:
+    """Settings that are NaN or infinite, such as a learning rate: "lr = nan"."""
+    return [
+        f"{name} = {value}"
+        for group in optimizer.param_groups
+        for name, value in group.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+
+
 def _loses_epsilon(update: Update) -> bool:
     """An epsilon that is 0 in the dtype of the parameters divides by 0 where a gradient is 0."""
     for group in update.optimizer.param_groups:
@@ -117,6 +132,7 @@ def _stands_out(now: float | None, before: Sequence[float]) -> bool:
 
 DANGERS: tuple[tuple[str, Callable[[Update], bool]], ...] = (
     ("one of its first steps", _is_young),
+    ("a setting that is no number", _has_bad_setting),
     ("its epsilon is 0 in the dtype of the parameters", _loses_epsilon),
     ("a gradient far larger than before", lambda update: _stands_out(update.norm, update.norms)),
     ("a learning rate far larger than before", lambda update: _stands_out(update.rate, update.rates)),

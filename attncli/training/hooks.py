@@ -125,7 +125,7 @@ def _backward(monitor: Monitor) -> list[tuple[Any, str, Any]]:
         if monitor.is_in_backward:
             original(*args, **kwargs)
             return
-        _raise(monitor.guarded(monitor.backward_begins, args, kwargs))
+        monitor.guarded(monitor.backward_begins, args, kwargs)
         try:
             original(*args, **kwargs)
         finally:

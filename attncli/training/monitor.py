@@ -13,12 +13,13 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from attncli.records import Moved, Optimizer, Step
 from attncli.training.buffers import Buffers, Inputs
@@ -36,7 +37,8 @@ class Sighting:
 
     `parameters`: whose gradients or values are bad; `optimizer`: whose update it was. `copies`: the weights from before
     the update, where they were kept; they have been put back already. `batch`: what was in use, where the step used
-    others since. `is_updated`: whether the update was made before it was seen.
+    others since. `is_updated`: whether the update was made before it was seen. `place`: the line
+    of the script at which it was seen, where that is not the one that runs now.
     """
 
     step: int
@@ -47,6 +49,7 @@ class Sighting:
     copies: Copies | None = None
     batch: Batch | None = None
     is_updated: bool = False
+    place: str | None = None
 
 
 class Listener(Protocol):
@@ -58,6 +61,8 @@ class Listener(Protocol):
     def went_wrong(self, sighting: Sighting) -> BaseException | None: ...
 
     def was_called(self, step: int) -> BaseException | None: ...
+
+    def place(self) -> str | None: ...
 
     def sampling(self, module: nn.Module, step: int) -> AbstractContextManager[None] | None: ...
 
@@ -92,12 +97,15 @@ class Monitor:
         self.faults = 0
         self.paused = 0
         self.failed = False
+        # Other threads in which modules were called or steps were taken.
+        self.elsewhere: set[int] = set()
         self._thread = threading.get_ident()
         self._depth = 0
         self.is_in_backward = False
         self._losses: list[Tensor] = []
         self._own_loss = ""
         self._own_batch: Batch | None = None
+        self._own_place: str | None = None
         self._around: Any = None
         self._inputs: Any = None
         self._given: tuple[Any, ...] = ()
@@ -124,16 +132,43 @@ class Monitor:
 
     def guarded(self, function: Callable[..., Any], *given: Any) -> Any:
         """Calls a function of ours. What it raises as an error of ours is told, once, and ends the watch."""
-        if self.paused or threading.get_ident() != self._thread:
+        if self.paused or not self._is_mine():
             return None
         if self.failed:
             self.functions.close()  # it may have come back to the stack when the call that failed ended
             return None
         try:
+            if torch._C._len_torch_dispatch_stack() or (
+                torch._C._len_torch_function_stack() > self.functions.is_open
+            ):
+                with self._apart(function):
+                    return function(*given)
             return function(*given)
         except Exception as error:  # noqa: BLE001 - the run must not end by a fault of ours
             self.fail(error)
             return None
+
+    @contextmanager
+    def _apart(self, function: Callable[..., Any]) -> Iterator[None]:
+        """Modes that the script has entered hear nothing of what is done inside."""
+        with ExitStack() as stack:
+            if torch._C._len_torch_function_stack() > self.functions.is_open:
+                stack.enter_context(torch._C.DisableTorchFunction())
+            # A module's own call may begin or end a measurement, which is a mode itself.
+            if torch._C._len_torch_dispatch_stack() and function not in (self.enters, self.leaves):
+                stack.enter_context(_disable_current_modes())
+            yield
+
+    def _is_mine(self) -> bool:
+        """Whether this is the thread that trains: the first in which anything is seen."""
+        here = threading.get_ident()
+        if here == self._thread:
+            return True
+        if not self.roots and not self.steps:
+            self._thread = here
+            return True
+        self.elsewhere.add(here)
+        return False
 
     def fail(self, error: Exception) -> None:
         if not self.failed:
@@ -214,7 +249,7 @@ class Monitor:
 
     # --- the loss -------------------------------------------------------------------------------------
 
-    def backward_begins(self, args: Any, kwargs: Any) -> BaseException | None:
+    def backward_begins(self, args: Any, kwargs: Any) -> None:
         self.functions.close()
         self.program.backward_called(args, kwargs)
         roots = args[0] if args else kwargs.get("tensors")
@@ -229,14 +264,13 @@ class Monitor:
             # On another device the answer is waited for once, together with the gradients.
             found = found or (bad(loss) if loss.device.type == "cpu" else "")
         self.is_in_backward = True
-        if found and self.processes.world > 1:
-            # The others would wait for this process in the collectives of their backward passes.
-            if not self._own_loss:
-                self._own_batch = self.loaders.of([one.tensor for one in self.program.given()])
-            self._own_loss = self._own_loss or found
-            self.processes.call(self.step)
-            return None
-        return self._wrong("loss", found) if found else None
+        if found and not self._own_loss:
+            # The script may see it and leave the step out; and other processes would wait for this one in the
+            # collectives of their backward passes. So it is told when the update is about to be made.
+            self._own_loss, self._own_place = found, self.listener.place()
+            self._own_batch = self.loaders.of([one.tensor for one in self.program.given()])
+            if self.processes.world > 1:
+                self.processes.call(self.step)
 
     def backward_ends(self) -> None:
         self.is_in_backward = False
@@ -291,6 +325,8 @@ class Monitor:
         self._bad_at_clip = []
         if self.program.cleared(parameters):
             self._losses.clear()
+            if self.processes.world < 2:  # the others know of it already
+                self._own_loss, self._own_batch, self._own_place = "", None, None
 
     def update_begins(self, optimizer: Any, shared: Tensor | None = None) -> BaseException | None:
         """The gradients are complete; the parameters are about to be changed. `shared`: norms over all processes."""
@@ -473,7 +509,7 @@ class Monitor:
         self._spoiled = self._spoiled and (skipped or self._faulty == self.step)
         self._skips = self._skips if skipped else 0
         self._losses.clear()
-        self._own_loss, self._own_batch = "", None
+        self._own_loss, self._own_batch, self._own_place = "", None, None
         self._clipped = self._norm = None
         self._bad_at_clip = []
         self._is_updated = False
@@ -512,7 +548,15 @@ class Monitor:
             seen, value, parameters = "loss", self._own_loss, ()
         with self.silent():
             sighting = Sighting(
-                self.step, seen, value, parameters, optimizer, copies, self._own_batch, self._is_updated
+                self.step,
+                seen,
+                value,
+                parameters,
+                optimizer,
+                copies,
+                self._own_batch,
+                self._is_updated,
+                self._own_place if seen == "loss" else None,
             )
             return self.listener.went_wrong(sighting)
 

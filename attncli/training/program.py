@@ -83,6 +83,7 @@ class Program:
     # Of this step: whether a module was called, and how many entries are older than it.
     _has_module: bool = False
     _older: int = 0
+    _last_of_before: int = 0
 
     def module_called(self, module: nn.Module, args: Any, kwargs: Any, output: Any, around: Around) -> None:
         self._has_module = True
@@ -113,7 +114,7 @@ class Program:
         # What no gradient flows through is given to the next step as it is: a state that is carried on for ever.
         self._sweep(with_gradients=True)
         self.full = self._has_module = False
-        self._held, self._older = 0, len(self.entries)
+        self._held, self._older, self._last_of_before = 0, len(self.entries), self._next
 
     def knows(self, tensor: Tensor) -> bool:
         """Whether an entry made this tensor, and nothing that was not seen has written to it since."""
@@ -154,10 +155,15 @@ class Program:
                 self.full = True
                 return
         reads: set[int] = set()
-        entry.args = _mapped(entry.args, lambda tensor: self._operand(tensor, reads))
-        entry.kwargs = _mapped(entry.kwargs, lambda tensor: self._operand(tensor, reads))
+        # A value of an earlier step is what it is now where no gradient goes back to what made it.
+        cuts = not entry.around.gradients or getattr(entry.what, "__name__", "") in _CUTTING
+        entry.args = _mapped(entry.args, lambda tensor: self._operand(tensor, reads, cuts))
+        entry.kwargs = _mapped(entry.kwargs, lambda tensor: self._operand(tensor, reads, cuts))
         entry.reads = frozenset(reads)
         made = [one for one in _flat(output) if isinstance(one, Tensor)]
+        given = {id(one.tensor) for one in _flat((entry.args, entry.kwargs)) if isinstance(one, Given)}
+        if any(id(one) in given for one in made):
+            return  # it would keep alive what it wrote to, and write to it once more
         entry.outputs = tuple(self._slot(tensor) for tensor in made)
         entry.made = [self._slots[id(tensor)][0] for tensor in made]
         self.entries.append(entry)
@@ -172,7 +178,10 @@ class Program:
             self.entries.clear()
             self._held, self._older, self.full = 0, 0, True
 
-    def _operand(self, tensor: Tensor, reads: set[int]) -> Slot | Given:
+    def _operand(self, tensor: Tensor, reads: set[int], cuts: bool) -> Slot | Given:
+        if cuts and self.knows(tensor) and self._slots[id(tensor)][1] <= self._last_of_before:
+            # Not the tensor itself: held here, it would keep all that it was made of.
+            return Given(tensor.detach(), _version(tensor), False)
         if self.knows(tensor):
             number = self._slots[id(tensor)][1]
             reads.add(number)
@@ -554,6 +563,7 @@ _MOST_ENTRIES = 4096
 _MOST_COPIED = 1 << 24
 _MOST_BEFORE = 64 << 20
 _MOST_HELD = 1 << 30
+_CUTTING = frozenset(("detach", "detach_", "numpy", "tolist"))
 _DRAWS = frozenset(
     "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout rand_like randn_like "
     "randint_like bernoulli bernoulli_ multinomial normal normal_ uniform_ exponential_ random_ poisson rrelu rrelu_ "
