@@ -91,7 +91,7 @@ def owner_of(report: Report, monitor: Monitor, whole: Whole | None) -> int | Non
 
     first = report.origins[0]
     index = (first.at or {}).get("index")
-    names = {name: parameter for parameter, name in monitor.named_parameters()}
+    names = {name: parameter for parameter, name in monitor.roots.named_parameters()}
     if first.tensor not in names or not isinstance(index, (list, tuple)):
         return None
     return owner(names[first.tensor], index)

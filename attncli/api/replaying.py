@@ -95,7 +95,7 @@ def _found(
 
     moved = {
         one.parameter: (one.before, one.after, one.step)
-        for one in monitor.moved
+        for one in monitor.sizes.moved
         if sighting.step - one.step <= _ECHOES
     }
     with ExitStack() as stack:

@@ -277,7 +277,7 @@ class Watch:
             monitor.step - 1,
             tuple(sorted({*self._sampled, *monitor.steps}, key=lambda one: one.number)),
             tuple(sorted((one for row in self._series.values() for one in row), key=lambda one: one.step)),
-            tuple(monitor.moved),
+            tuple(monitor.sizes.moved),
             tuple(monitor.optimizers.values()),
             fault,
         )
@@ -341,7 +341,7 @@ class Watch:
 
     def _fault(self, sighting: Sighting, again: Replayed) -> Fault:
         monitor = self.monitor
-        names = monitor.names()
+        names = monitor.roots.names()
         batch = sighting.batch or monitor.loaders.of([one.tensor for one in monitor.program.given()])
         if batch is None and monitor.loaders.recent:
             batch = monitor.loaders.recent[-1] if len(monitor.loaders.recent) == 1 else None
@@ -469,7 +469,7 @@ def _wrong_index(failed: Any) -> str:
     """Of a function that was given an index out of range: which, and where it stands in the batch."""
     if failed is None:
         return ""
-    from attncli.training.program import index_beyond
+    from attncli.training.functions import index_beyond
 
     return index_beyond(*failed[:3])
 

@@ -3,28 +3,79 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from attncli.training.monitor import Monitor
 
 
+class Roots:
+    """The outermost modules that a script called."""
+
+    def __init__(self) -> None:
+        self.modules: list[weakref.ref[nn.Module]] = []
+
+    def add(self, module: nn.Module) -> None:
+        if not any(reference() is module for reference in self.modules):
+            self.modules = [one for one in self.modules if one() is not None]
+            self.modules.append(weakref.ref(module))
+
+    def models(self) -> list[nn.Module]:
+        """Those that are still there, without those that lie inside others."""
+        found = [module for reference in self.modules if (module := reference()) is not None]
+        inner = {id(child) for module in found for child in module.modules() if child is not module}
+        return [module for module in found if id(module) not in inner]
+
+    def called(self, modules: Sequence[nn.Module]) -> list[str]:
+        """What the script calls these modules: the names of variables that hold them, or their classes."""
+        wanted = {id(module): "" for module in modules}
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            of_a_library = frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "attncli")
+            for scope in () if of_a_library else (frame.f_locals, frame.f_globals):
+                for name, value in list(scope.items()):
+                    if wanted.get(id(value)) == "" and name != "self":
+                        wanted[id(value)] = name
+            frame = frame.f_back
+        taken: list[str] = []
+        for module in modules:
+            name = wanted[id(module)] or type(module).__name__
+            while name in taken:
+                name += "_"
+            taken.append(name)
+        return taken
+
+    def names(self) -> dict[int, str]:
+        """Parameters by identity, named as their model names them; of several models, by class as well."""
+        return {id(parameter): name for parameter, name in self.named_parameters()}
+
+    def named_parameters(self) -> Iterator[tuple[Tensor, str]]:
+        models = [inside(one) for one in self.models() if next(one.parameters(), None) is not None]
+        for module in models:
+            for name, parameter in module.named_parameters():
+                yield parameter, name if len(models) < 2 else f"{type(module).__name__}.{name}"
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter for module in self.models() for parameter in module.parameters()]
+
+
 def model_of(monitor: Monitor) -> nn.Module | None:
     """The model of a step: its outermost module, or several side by side under their names in the script."""
     called = {id(inside(module)) for module in monitor.program.modules()}
-    found = [inside(module) for module in monitor.models()]
+    found = [inside(module) for module in monitor.roots.models()]
     with_weights = [module for module in found if _has_state(module)]
     used = [module for module in with_weights if not called or called & {id(m) for m in module.modules()}]
     chosen = used or with_weights or found
     if len(chosen) < 2:
         return chosen[0] if chosen else None
     together = nn.Module()
-    for name, module in zip(monitor.called(chosen), chosen, strict=True):
+    for name, module in zip(monitor.roots.called(chosen), chosen, strict=True):
         together.add_module(name, module)
     return together
 

@@ -14,21 +14,24 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from attncli.records import Moved, Optimizer, Step
+from attncli.records import Optimizer, Step
+from attncli.training.around import around_module
 from attncli.training.buffers import Buffers, Inputs
-from attncli.training.checks import absmax, bad, held, is_sharded, largest, norms
+from attncli.training.checks import bad, held, is_sharded, norms
 from attncli.training.copies import Copies, Update, danger
+from attncli.training.functions import Functions
 from attncli.training.loaders import Batch, Loaders
-from attncli.training.models import inside
+from attncli.training.models import Roots
 from attncli.training.processes import Processes
-from attncli.training.program import Functions, Program, around_module
+from attncli.training.program import Program
+from attncli.training.sizes import Sizes, all_finite, rate_of
 
 
 @dataclass
@@ -73,6 +76,33 @@ class Listener(Protocol):
     def broken(self, error: Exception) -> None: ...
 
 
+@dataclass
+class _Now:
+    """What was seen of the step that is running.
+
+    `bad_loss`: the kind of value of a loss that was not finite, with its batch and the line of its backward pass.
+    `clipped`: the norm that was computed to clip the gradients; `bad_at_clip`: which of them were bad then.
+    `sampled`: modules whose attention was measured. `unscaled`: losses as they were before a loss scaler.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    bad_loss: str = ""
+    bad_batch: Batch | None = None
+    bad_place: str | None = None
+    clipped: Tensor | None = None
+    bad_at_clip: list[tuple[Tensor, str]] = field(default_factory=list)
+    is_updated: bool = False
+    norm: float | None = None
+    copies: Copies | None = None
+    sampled: set[int] = field(default_factory=set)
+    has_begun: bool = False
+    unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = field(default_factory=dict)
+
+    def loss(self) -> float | None:
+        """The mean over micro-batches."""
+        return sum(map(float, self.losses)) / len(self.losses) if self.losses else None
+
+
 class Monitor:
     """Hears from the hooks. `every`: the attention of one step in so many is looked at.
 
@@ -91,39 +121,25 @@ class Monitor:
         self.buffers = Buffers()
         self.inputs = Inputs()
         self.steps: deque[Step] = deque(maxlen=_KEPT)
-        self.moved: deque[Moved] = deque(maxlen=_KEPT)
+        self.roots = Roots()
+        self.sizes = Sizes(self.roots)
         self.optimizers: dict[int, Optimizer] = {}
-        self.roots: list[weakref.ref[nn.Module]] = []
         self.faults = 0
         self.paused = 0
         self.failed = False
         # Other threads in which modules were called or steps were taken.
         self.elsewhere: set[int] = set()
+        self._now = _Now()
         self._thread = threading.get_ident()
         self._depth = 0
         self.is_in_backward = False
-        self._losses: list[Tensor] = []
-        self._own_loss = ""
-        self._own_batch: Batch | None = None
-        self._own_place: str | None = None
         self._around: Any = None
         self._inputs: Any = None
         self._given: tuple[Any, ...] = ()
         self._was_open = False
-        self._has_begun = False
         self._sample: AbstractContextManager[None] | None = None
-        self._sampled: set[int] = set()
-        self._clipped: Tensor | None = None
-        self._bad_at_clip: list[tuple[Tensor, str]] = []
-        self._is_updated = False
-        self._norm: float | None = None
-        self._copies: Copies | None = None
         self._taken: dict[int, int] = {}
-        self._sizes: dict[int, Any] = {}
-        self._unscaled: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
         self._scaler: Any = None
-        self._largest: tuple[str | None, float | None] = (None, None)
-        self._names: dict[int, str] = {}
         self._skips = 0
         self._faulty = 0
         self._spoiled = False
@@ -164,7 +180,7 @@ class Monitor:
         here = threading.get_ident()
         if here == self._thread:
             return True
-        if not self.roots and not self.steps:
+        if not self.roots.modules and not self.steps:
             self._thread = here
             return True
         self.elsewhere.add(here)
@@ -174,7 +190,7 @@ class Monitor:
         if not self.failed:
             self.failed = True
             self.functions.close()
-            self._copies = None
+            self._now.copies = None
             self.listener.broken(error)
 
     @contextmanager
@@ -203,9 +219,9 @@ class Monitor:
         self._around = None
         if not torch.is_grad_enabled():
             return
-        self._known(module)
-        self.buffers.before(module, first=not self._has_begun)
-        self._has_begun = True
+        self.roots.add(module)
+        self.buffers.before(module, first=not self._now.has_begun)
+        self._now.has_begun = True
         self._given = args
         self._inputs = self.inputs.before(module, args)
         self._around = around_module()
@@ -222,7 +238,7 @@ class Monitor:
             return
         if self._sample is not None:
             sample, self._sample = self._sample, None
-            self._sampled.add(id(module))
+            self._now.sampled.add(id(module))
             sample.__exit__(None, None, None)
         if self._around is not None and output is not None:
             if len(args) == len(self._given):
@@ -230,7 +246,7 @@ class Monitor:
                 args = self._given
             args = self.inputs.after(module, args, self._inputs)
             if self._due(module):
-                self._sampled.add(id(module))
+                self._now.sampled.add(id(module))
                 with self.silent():
                     self.listener.sample_again(module, args, kwargs, self.step)
             self.program.module_called(module, args, kwargs, output, self._around)
@@ -239,13 +255,8 @@ class Monitor:
         if self._was_open:
             self.functions.open()
 
-    def _known(self, module: nn.Module) -> None:
-        if not any(reference() is module for reference in self.roots):
-            self.roots = [one for one in self.roots if one() is not None]
-            self.roots.append(weakref.ref(module))
-
     def _due(self, module: nn.Module) -> bool:
-        return bool(self.every) and self.step % self.every == 0 and id(module) not in self._sampled
+        return bool(self.every) and self.step % self.every == 0 and id(module) not in self._now.sampled
 
     # --- the loss -------------------------------------------------------------------------------------
 
@@ -260,15 +271,15 @@ class Monitor:
                 continue
             loss = self._without_scale(root)
             if loss.numel() == 1:
-                self._losses.append(held(loss))
+                self._now.losses.append(held(loss))
             # On another device the answer is waited for once, together with the gradients.
             found = found or (bad(loss) if loss.device.type == "cpu" else "")
         self.is_in_backward = True
-        if found and not self._own_loss:
+        if found and not self._now.bad_loss:
             # The script may see it and leave the step out; and other processes would wait for this one in the
             # collectives of their backward passes. So it is told when the update is about to be made.
-            self._own_loss, self._own_place = found, self.listener.place()
-            self._own_batch = self.loaders.of([one.tensor for one in self.program.given()])
+            self._now.bad_loss, self._now.bad_place = found, self.listener.place()
+            self._now.bad_batch = self.loaders.of([one.tensor for one in self.program.given()])
             if self.processes.world > 1:
                 self.processes.call(self.step)
 
@@ -279,10 +290,10 @@ class Monitor:
         """A loss scaler multiplied a loss."""
         self._scaler = scaler if scaler.is_enabled() else None
         if isinstance(outputs, Tensor) and isinstance(result, Tensor) and result is not outputs:
-            self._unscaled = {id(result): (weakref.ref(result), outputs)}
+            self._now.unscaled = {id(result): (weakref.ref(result), outputs)}
 
     def _without_scale(self, loss: Tensor) -> Tensor:
-        known = self._unscaled.get(id(loss))
+        known = self._now.unscaled.get(id(loss))
         return known[1] if known is not None and known[0]() is loss else loss
 
     # --- the update -----------------------------------------------------------------------------------
@@ -308,25 +319,25 @@ class Monitor:
 
         It is no fault yet: many scripts look at the norm, and leave such a step out.
         """
-        self._clipped = norm if shared is None else shared.norm()
-        if self._scaler is not None or bool(torch.isfinite(self._clipped).all()):
+        self._now.clipped = norm if shared is None else shared.norm()
+        if self._scaler is not None or bool(torch.isfinite(self._now.clipped).all()):
             return
-        owned = {id(p.grad): p for p in self._parameters() if p.grad is not None}
+        owned = {id(p.grad): p for p in self.roots.parameters() if p.grad is not None}
         if shared is not None:
             sizes = zip(gradients, shared.tolist(), strict=False)
             found = [(owned.get(id(one), one), "nan") for one, size in sizes if not math.isfinite(size)]
         else:
             found = [(owned.get(id(one), one), kind) for one in gradients if (kind := bad(one))]
-        self._bad_at_clip = found
+        self._now.bad_at_clip = found
 
     def cleared(self, parameters: Sequence[Tensor]) -> None:
         """Gradients were set to zero: what was gathered before is not a part of the update."""
-        self._clipped = None
-        self._bad_at_clip = []
+        self._now.clipped = None
+        self._now.bad_at_clip = []
         if self.program.cleared(parameters):
-            self._losses.clear()
+            self._now.losses.clear()
             if self.processes.world < 2:  # the others know of it already
-                self._own_loss, self._own_batch, self._own_place = "", None, None
+                self._now.bad_loss, self._now.bad_batch, self._now.bad_place = "", None, None
 
     def update_begins(self, optimizer: Any, shared: Tensor | None = None) -> BaseException | None:
         """The gradients are complete; the parameters are about to be changed. `shared`: norms over all processes."""
@@ -334,23 +345,25 @@ class Monitor:
         if not self.wants(optimizer):
             return None
         parameters = stepped(optimizer)
-        rate = _rate(optimizer)
+        rate = rate_of(optimizer)
         if id(optimizer) not in self.optimizers:
             self.optimizers[id(optimizer)] = _described(optimizer, parameters)
         error = None
         if self._scaler is None or getattr(optimizer, "found_inf", None) is None:
             if shared is not None:
-                self._norm = float(self._clipped if self._clipped is not None else shared.norm())
+                self._now.norm = float(self._now.clipped if self._now.clipped is not None else shared.norm())
                 error = self._bad_parts(parameters, shared, optimizer)
             else:
-                self._norm, fine = self._looked(parameters)
+                self._now.norm, fine = self._looked(parameters)
                 if not fine:
                     error = self._bad_gradients(parameters, optimizer)
-        if id(optimizer) not in self._sizes and shared is None:
-            self._sizes[id(optimizer)] = (tuple(map(id, parameters)), largest(parameters))
-        late = next((kind for loss in self._losses if loss.device.type != "cpu" and (kind := bad(loss))), "")
-        if error is None and (late or self._own_loss):
-            error = self._wrong("loss", late or self._own_loss)
+        if shared is None:
+            self.sizes.before(optimizer, parameters)
+        late = next(
+            (kind for loss in self._now.losses if loss.device.type != "cpu" and (kind := bad(loss))), ""
+        )
+        if error is None and (late or self._now.bad_loss):
+            error = self._wrong("loss", late or self._now.bad_loss)
         if error is None and (called := self.processes.called(self.step)) is not None:
             self.faults += 1
             with self.silent():
@@ -360,12 +373,12 @@ class Monitor:
             update = Update(
                 optimizer,
                 self._taken.get(id(optimizer), 0),
-                self._norm,
+                self._now.norm,
                 rate,
                 [step.gradient_norm for step in before if step.gradient_norm is not None],
                 [step.learning_rate for step in before if step.learning_rate is not None],
             )
-            self._copies = Copies(optimizer) if danger(update) else None
+            self._now.copies = Copies(optimizer) if danger(update) else None
         return error
 
     def update_ends(self, optimizer: Any, shared: Tensor | None = None) -> BaseException | None:
@@ -374,34 +387,27 @@ class Monitor:
             return None
         parameters = stepped(optimizer)
         self._taken[id(optimizer)] = self._taken.get(id(optimizer), 0) + 1
-        known = tuple(map(id, parameters))
-        before = self._sizes[id(optimizer)][1] if self._sizes.get(id(optimizer), ((),))[0] == known else None
-        sizes = self._measured(parameters, before) if shared is None else shared
-        self._sizes[id(optimizer)] = (known, sizes)
-        self._largest = self._largest_of(parameters, sizes)
+        every = self._now.copies is not None
+        sizes = self.sizes.after(optimizer, parameters, self.step, shared, every=every)
         error = None
-        if not _all_finite(sizes):
+        if not all_finite(sizes):
             spoiled = [(one, kind) for one in parameters if (kind := bad(one))]
             if not spoiled and shared is not None:
                 spoiled = [
                     (p, "nan") for p, one in zip(parameters, shared, strict=True) if not one.isfinite()
                 ]
             if spoiled:
-                copies = self._copies if not self._spoiled else None
+                copies = self._now.copies if not self._spoiled else None
                 if copies is not None:
                     copies.exchange()
-                self._is_updated = True
+                self._now.is_updated = True
                 error = self._bad_gradients(parameters, optimizer)  # written to after they were looked at
                 names = [one for one, _ in spoiled]
                 error = error or self._wrong("parameter", spoiled[0][1], names, optimizer, copies)
                 if copies is not None and error is None:
                     copies.exchange()
-        elif before is not None:
-            grown = sizes > _GROWN * before.clamp(min=_SMALL)
-            if bool(grown.any()):
-                self._grew(parameters, grown, before, sizes, optimizer)
-        self._copies = None
-        self._ended(_rate(optimizer), skipped=False)
+        self._now.copies = None
+        self._ended(rate_of(optimizer), skipped=False)
         return error
 
     def skipped(self, optimizer: Any, scaler: Any) -> BaseException | None:
@@ -411,13 +417,13 @@ class Monitor:
         self._skips += 1
         error = None
         collapsed = self._skips >= MOST_SKIPS or float(scaler.get_scale()) < LOWEST_SCALE
-        if collapsed or self._own_loss or self.processes.called(self.step) == self.step:
+        if collapsed or self._now.bad_loss or self.processes.called(self.step) == self.step:
             found = [(p, kind) for p in stepped(optimizer) if p.grad is not None and (kind := bad(p.grad))]
             kind = found[0][1] if found else ""
             seen: Literal["gradient", "loss scale"] = "loss scale" if collapsed else "gradient"
             error = self._wrong(seen, kind, [p for p, _ in found], optimizer)
-        self._norm = None
-        self._ended(_rate(optimizer), skipped=True)
+        self._now.norm = None
+        self._ended(rate_of(optimizer), skipped=True)
         return error
 
     def _looked(self, parameters: Sequence[Tensor]) -> tuple[float | None, bool]:
@@ -425,8 +431,8 @@ class Monitor:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return None, True
-        if self._clipped is not None:
-            norm = float(self._clipped)
+        if self._now.clipped is not None:
+            norm = float(self._now.clipped)
             if math.isfinite(norm):
                 return norm, True
         norm = float(norms(gradients).norm())
@@ -436,7 +442,7 @@ class Monitor:
         found = [(p, kind) for p in parameters if p.grad is not None and (kind := bad(p.grad))]
         if not found:
             return None
-        found = self._bad_at_clip or found  # clipping spreads one to all
+        found = self._now.bad_at_clip or found  # clipping spreads one to all
         return self._wrong("gradient", found[0][1], [p for p, _ in found], optimizer)
 
     def _bad_parts(
@@ -449,74 +455,16 @@ class Monitor:
         kind = next((kind for p in found if p.grad is not None and (kind := bad(p.grad))), "nan")
         return self._wrong("gradient", kind, found, optimizer)
 
-    def _measured(self, parameters: Sequence[Tensor], before: Tensor | None) -> Tensor:
-        """The largest magnitudes of all parameters; of most steps, new for a part of them alone.
-
-        What throws parameters far out throws most of them: where a part stands out, or the update was dangerous, all
-        are looked at.
-        """
-        if before is None or self._copies is not None or len(parameters) <= _PARTS:
-            return largest(parameters)
-        part = slice(self.step % _PARTS, None, _PARTS)
-        some = largest(parameters[part])
-        if not _all_finite(some) or bool((some > _GROWN * before[part].clamp(min=_SMALL)).any()):
-            return largest(parameters)
-        sizes = before.clone()
-        sizes[part] = some
-        return sizes
-
-    def _largest_of(self, parameters: Sequence[Tensor], sizes: Tensor) -> tuple[str | None, float | None]:
-        if not len(sizes):
-            return None, None
-        at = int(sizes.argmax())
-        key = id(parameters[at])
-        if key not in self._names:
-            self._names.update(self.names())
-        return self._names.get(key), float(sizes[at])
-
-    def _grew(
-        self, parameters: Sequence[Tensor], grown: Tensor, before: Tensor, after: Tensor, optimizer: Any
-    ) -> None:
-        names = self.names()
-        for number in grown.nonzero().flatten().tolist():
-            parameter = parameters[number]
-            self.moved.append(
-                Moved(
-                    self.step,
-                    names.get(id(parameter), f"parameter {number}"),
-                    float(before[number]),
-                    float(after[number]),
-                    _rate(optimizer),
-                    absmax(parameter.grad) if parameter.grad is not None else None,
-                )
-            )
-
     # --- steps ----------------------------------------------------------------------------------------
 
     def _ended(self, rate: float | None, *, skipped: bool) -> None:
-        losses = [float(loss) for loss in self._losses]
         scale = float(self._scaler.get_scale()) if self._scaler is not None else None
-        step = Step(
-            self.step,
-            sum(losses) / len(losses) if losses else None,
-            self._norm,
-            rate,
-            scale,
-            skipped,
-            *self._largest,
-        )
+        step = Step(self.step, self._now.loss(), self._now.norm, rate, scale, skipped, *self.sizes.largest)
         self.steps.append(step)
         self._spoiled = self._spoiled and (skipped or self._faulty == self.step)
         self._skips = self._skips if skipped else 0
-        self._losses.clear()
-        self._own_loss, self._own_batch, self._own_place = "", None, None
-        self._clipped = self._norm = None
-        self._bad_at_clip = []
-        self._is_updated = False
-        self._unscaled.clear()
-        self._sampled.clear()
+        self._now = _Now()
         self.program.step_ended()
-        self._has_begun = False
         # What is done to a batch before a module gets it, and models without modules, are a part of the next step.
         self.functions.open()
         self.step += 1
@@ -524,9 +472,8 @@ class Monitor:
 
     def so_far(self) -> Step:
         """The step that is running, as far as it went."""
-        losses = [float(loss) for loss in self._losses]
         rate = self.steps[-1].learning_rate if self.steps else None
-        return Step(self.step, sum(losses) / len(losses) if losses else None, self._norm, rate)
+        return Step(self.step, self._now.loss(), self._now.norm, rate)
 
     def _wrong(
         self,
@@ -544,8 +491,8 @@ class Monitor:
         if self._spoiled:
             return None
         self._spoiled = True
-        if self._own_loss and seen == "gradient":
-            seen, value, parameters = "loss", self._own_loss, ()
+        if self._now.bad_loss and seen == "gradient":
+            seen, value, parameters = "loss", self._now.bad_loss, ()
         with self.silent():
             sighting = Sighting(
                 self.step,
@@ -554,51 +501,11 @@ class Monitor:
                 parameters,
                 optimizer,
                 copies,
-                self._own_batch,
-                self._is_updated,
-                self._own_place if seen == "loss" else None,
+                self._now.bad_batch,
+                self._now.is_updated,
+                self._now.bad_place if seen == "loss" else None,
             )
             return self.listener.went_wrong(sighting)
-
-    # --- names ----------------------------------------------------------------------------------------
-
-    def models(self) -> list[nn.Module]:
-        """The outermost modules that were called, without those that lie inside others."""
-        found = [module for reference in self.roots if (module := reference()) is not None]
-        inner = {id(child) for module in found for child in module.modules() if child is not module}
-        return [module for module in found if id(module) not in inner]
-
-    def called(self, modules: Sequence[nn.Module]) -> list[str]:
-        """What the script calls these modules: the names of variables that hold them, or their classes."""
-        wanted = {id(module): "" for module in modules}
-        frame = sys._getframe(1)
-        while frame is not None:
-            of_a_library = frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "attncli")
-            for scope in () if of_a_library else (frame.f_locals, frame.f_globals):
-                for name, value in list(scope.items()):
-                    if wanted.get(id(value)) == "" and name != "self":
-                        wanted[id(value)] = name
-            frame = frame.f_back  # type: ignore[assignment]
-        taken: list[str] = []
-        for module in modules:
-            name = wanted[id(module)] or type(module).__name__
-            while name in taken:
-                name += "_"
-            taken.append(name)
-        return taken
-
-    def names(self) -> dict[int, str]:
-        """Parameters by identity, named as their model names them; of several models, by class as well."""
-        return {id(parameter): name for parameter, name in self.named_parameters()}
-
-    def named_parameters(self) -> Iterator[tuple[Tensor, str]]:
-        models = [inside(one) for one in self.models() if next(one.parameters(), None) is not None]
-        for module in models:
-            for name, parameter in module.named_parameters():
-                yield parameter, name if len(models) < 2 else f"{type(module).__name__}.{name}"
-
-    def _parameters(self) -> list[Tensor]:
-        return [parameter for module in self.models() for parameter in module.parameters()]
 
 
 def told_on_stderr(text: str) -> None:
@@ -608,11 +515,6 @@ def told_on_stderr(text: str) -> None:
 def stepped(optimizer: Any) -> list[Tensor]:
     """The parameters that this update changes."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
-def _rate(optimizer: Any) -> float | None:
-    rates = [float(group["lr"]) for group in optimizer.param_groups if "lr" in group]
-    return max(rates) if rates else None
 
 
 def _described(optimizer: Any, parameters: Sequence[Tensor]) -> Optimizer:
@@ -626,10 +528,6 @@ def _described(optimizer: Any, parameters: Sequence[Tensor]) -> Optimizer:
     return Optimizer(type(optimizer).__name__, max(set(dtypes), key=dtypes.count) if dtypes else "", settings)
 
 
-def _all_finite(values: Tensor) -> bool:
-    return bool(torch.isfinite(values).all())
-
-
 # --- settings -----------------------------------------------------------------------------------------
 
 _KEPT = 64
@@ -637,8 +535,3 @@ _KEPT = 64
 LOWEST_SCALE = 1.0
 # A scale that is kept above that floor and never recovers.
 MOST_SKIPS = 32
-# One step that makes a tensor a hundred times as large; the size of one that was nearly zero is no measure.
-_GROWN = 100.0
-_SMALL = 1e-3
-# One pass over the parameters is spread over this many steps.
-_PARTS = 4

@@ -1,0 +1,73 @@
+"""The settings under which something ran, to run it under them again: gradients, autocast, random states, the line."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Around(NamedTuple):
+    """The settings under which an entry ran. `random`: only of calls of modules."""
+
+    gradients: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    random: tuple[Any, ...] | None
+
+
+def around_module() -> Around:
+    """The settings now, with the random states."""
+    return Around(torch.is_grad_enabled(), autocast(), random_states())
+
+
+def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    return tuple(
+        (kind, True, torch.get_autocast_dtype(kind)) for kind in _KINDS if torch.is_autocast_enabled(kind)
+    )
+
+
+def random_states() -> tuple[Any, ...]:
+    numpy = sys.modules.get("numpy")
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    return (
+        torch.get_rng_state(),
+        random.getstate(),
+        numpy.random.get_state() if numpy is not None else None,
+        on_gpu,
+    )
+
+
+@contextmanager
+def as_then(around: Around) -> Iterator[None]:
+    if around.random is not None:
+        on_cpu, python, numpy, on_gpu = around.random
+        torch.set_rng_state(on_cpu)
+        random.setstate(python)
+        if numpy is not None:
+            sys.modules["numpy"].random.set_state(numpy)
+        if on_gpu is not None:
+            torch.cuda.set_rng_state_all(on_gpu)
+    with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(around.gradients))
+        for kind, enabled, dtype in around.autocast:
+            stack.enter_context(torch.autocast(kind, enabled=enabled, dtype=dtype))
+        yield
+
+
+def place() -> tuple[str, int] | None:
+    """The innermost line of code that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "attncli"):
+            return frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+_KINDS = ("cpu", "cuda", *(("mps",) if torch.backends.mps.is_available() else ()))
