@@ -151,6 +151,7 @@ def _not_explained(rule: Rule, observed: Observed) -> Iterator[Finding]:
     why = f" ({fault.why.strip().rstrip('.')})" if fault.why.strip() else ""
     yield rule.finding(
         f"Step {fault.step}: {symptom(fault)}; {again}{why}.",
+        advice=_OF_UPDATES if fault.seen == "parameter" or _was_written_late(fault) else None,
         evidence={
             "step": fault.step,
             "seen": fault.seen,
@@ -161,6 +162,11 @@ def _not_explained(rule: Rule, observed: Observed) -> Iterator[Finding]:
             "rank": fault.rank,
         },
     )
+
+
+def _was_written_late(fault: Fault) -> bool:
+    """Whether gradients were good when they were last looked at, before the update."""
+    return fault.seen == "gradient" and fault.withheld is False and fault.reproduced is None
 
 
 def symptom(fault: Fault) -> str:
@@ -175,6 +181,10 @@ def symptom(fault: Fault) -> str:
 
 # --- tables -------------------------------------------------------------------------------------------
 
+_OF_UPDATES = (
+    "Look at what writes to gradients between backward() and step(), and at the settings of the optimiser: a learning "
+    "rate, eps or beta that is no number, or too small for the dtype."
+)
 # Where Megatron-LM (--min-loss-scale) and DeepSpeed (min_loss_scale) stop by default.
 _FLOOR = 1.0
 # torch begins at 2**16, and scales of 2**26 were seen to settle after 14 skipped steps.

@@ -327,7 +327,7 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "outside-domain",
         root,
-        says="{op} of {value:.4g} is not a real number",
+        says="{op} of {value:.7g} is not a real number",
         advice="Clamp the input to the function's domain.",
         change="nudge",
     ),

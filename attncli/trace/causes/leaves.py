@@ -39,7 +39,9 @@ def leaf(case: Case) -> Evidence | None:
     shape = tuple(case.origin.node.shape)
     named = f"a tensor of shape {shape} that no operator made"
     if case.origin.name:
-        named = f"the {case.origin.phase} {case.origin.name}"
+        # The forward of many modules calls its argument "input".
+        kind = "" if case.origin.name == case.origin.phase else f"{case.origin.phase} "
+        named = f"the {kind}{case.origin.name}"
     return {
         "tensor": case.origin.name,
         "subject": named,
