@@ -115,6 +115,26 @@ def test_gradients_that_are_written_after_they_were_looked_at_are_told_without_a
     assert [one.code for one in report.findings if one.severity == "error"] == ["ATT716"]
 
 
+def test_nan_in_an_output_that_the_loss_does_not_show_is_told_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        x = torch.ones(3, 4)
+        x[2] = float("nan") if number >= BAD else 1.0
+        optimizer.zero_grad()
+        # Chosen before anything is computed of it, so that no gradient is NaN either.
+        torch.where(torch.arange(3)[:, None] < 2, model(x), 0.0)[:2].pow(2).mean().backward()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+
+    _, run = trained(step, every=2)
+    told = capsys.readouterr().err
+    assert told.count("returned holds NaN") == 1
+    assert "step 8: what Sequential returned holds NaN" in told
+    assert run.report.notes[0].startswith("step 8: ")
+
+
 def test_with_continue_nothing_of_the_training_is_another() -> None:
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
         optimizer.zero_grad()

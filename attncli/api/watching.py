@@ -110,6 +110,7 @@ class Watch:
         self._series: dict[tuple[str, int, int, str], deque[Sample]] = {}
         self._fresh: list[Sample] = []
         self._logged = 0
+        self._bad_outputs: list[str] = []
         self._sampled: deque[Step] = deque(maxlen=_KEPT)
         self._told: set[tuple[str, str | None]] = set()
         self._began = time.monotonic()
@@ -197,6 +198,13 @@ class Watch:
 
         with unwritten(module.buffers()), undisturbed(), self._measured(inside(module), step):
             inside(module)(*args, **kwargs)
+
+    def output_is_bad(self, module: Any, step: int) -> None:
+        """Told once: of a sampled step, so it may have been so before."""
+        if not self._bad_outputs:
+            text = f"step {step}: what {type(module).__name__} returned holds NaN; the loss shows whether it matters"
+            self._bad_outputs.append(text)
+            self.tell(text)
 
     def stepped(self, step: Step) -> None:
         samples, self._fresh = self._fresh, []
@@ -315,7 +323,11 @@ class Watch:
                 },
                 "notes": [],
             },
-            notes=(*(again.notes if again is not None else ()), *(found.notes if found is not None else ())),
+            notes=(
+                *self._bad_outputs,
+                *(again.notes if again is not None else ()),
+                *(found.notes if found is not None else ()),
+            ),
         )
 
     def _judged(self, observed: Observed) -> tuple[Finding, ...]:

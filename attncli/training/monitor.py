@@ -30,7 +30,7 @@ from attncli.training.functions import Functions
 from attncli.training.loaders import Batch, Loaders
 from attncli.training.models import Roots
 from attncli.training.processes import Processes
-from attncli.training.program import Program
+from attncli.training.program import Program, flat
 from attncli.training.sizes import Sizes, all_finite, rate_of
 
 
@@ -70,6 +70,8 @@ class Listener(Protocol):
     def sampling(self, module: nn.Module, step: int) -> AbstractContextManager[None] | None: ...
 
     def sample_again(self, module: nn.Module, args: Any, kwargs: Any, step: int) -> None: ...
+
+    def output_is_bad(self, module: nn.Module, step: int) -> None: ...
 
     def stepped(self, step: Step) -> None: ...
 
@@ -240,6 +242,7 @@ class Monitor:
             sample, self._sample = self._sample, None
             self._now.sampled.add(id(module))
             sample.__exit__(None, None, None)
+            self._look_at(module, output)
         if self._around is not None and output is not None:
             if len(args) == len(self._given):
                 # What its own pre-hooks put in their place they will put there again.
@@ -249,11 +252,18 @@ class Monitor:
                 self._now.sampled.add(id(module))
                 with self.silent():
                     self.listener.sample_again(module, args, kwargs, self.step)
+                self._look_at(module, output)
             self.program.module_called(module, args, kwargs, output, self._around)
             self._given = ()
             self._was_open = True
         if self._was_open:
             self.functions.open()
+
+    def _look_at(self, module: nn.Module, output: Any) -> None:
+        """A sampled call: NaN in what it returns, which the loss need not show. Inf hides things on purpose."""
+        tensors = (one for one in flat(output) if isinstance(one, Tensor) and one.is_floating_point())
+        if any(bad(one) == "nan" for one in tensors):
+            self.listener.output_is_bad(module, self.step)
 
     def _due(self, module: nn.Module) -> bool:
         return bool(self.every) and self.step % self.every == 0 and id(module) not in self._now.sampled
