@@ -289,7 +289,9 @@ def test_what_cannot_be_read_is_an_error_in_three_parts(tmp_path: Path) -> None:
 
 
 def test_the_package_names_what_it_offers_and_nothing_else() -> None:
-    offered = ["AttncliError", "Report", "__version__", "check", "diff", "inspect", "measure", "nan_check"]
+    offered = (
+        "AttncliError Report TrainingFault __version__ check diff inspect measure nan_check watch".split()
+    )
     assert dir(attncli) == offered
     assert attncli.Report is api.Report
     assert attncli.inspect is api.inspect

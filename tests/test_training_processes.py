@@ -346,7 +346,7 @@ def test_torchrun_shows_one_report_and_fails(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert (
-        done.stdout.count("Training stopped in step 3 (epoch 0, batch 2 of DataLoader over TensorDataset)")
+        done.stdout.count("Training stopped in step 3 (epoch 0, batch 2 of DataLoader over TensorDataset")
         == 1
     )
     assert done.stdout.count("1 of 2 processes, counted from 0; it began there") == 1

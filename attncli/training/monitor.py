@@ -150,7 +150,7 @@ class Monitor:
 
     def guarded(self, function: Callable[..., Any], *given: Any) -> Any:
         """Calls a function of ours. What it raises as an error of ours is told, once, and ends the watch."""
-        if self.paused or not self._is_mine():
+        if self.paused or not self._is_mine() or torch._C._get_tracing_state() is not None:
             return None
         if self.failed:
             self.functions.close()  # it may have come back to the stack when the call that failed ended
