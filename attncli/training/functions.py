@@ -56,6 +56,8 @@ class Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _ATTRIBUTES and getattr(func, "__self__", None) in _GRADIENT:
+            return func(*args, **kwargs)  # as often as there are parameters, in every step
         if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
             return func(*args, **kwargs)
         if not self.is_open:
@@ -174,6 +176,8 @@ _LINES: dict[tuple[str, int], FunctionType] = {}
 # The name by which those who show tracebacks know such a frame.
 FRAME = "attncli_calls"
 
+_ATTRIBUTES = frozenset(("__get__", "__set__"))
+_GRADIENT = (Tensor.grad, Tensor.requires_grad)
 # Backward passes are entries of their own; gradients that are read are there, as parameters are.
 _SEEN_OTHERWISE = frozenset(("backward", "register_hook", "grad"))
 _MOST_COPIED = 1 << 24

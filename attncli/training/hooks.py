@@ -173,12 +173,14 @@ def _clearing(monitor: Monitor) -> list[tuple[Any, str, Any]]:
     of_optimizer, of_module = torch.optim.Optimizer.zero_grad, nn.Module.zero_grad
 
     def optimizer_cleared(optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        of_optimizer(optimizer, *args, **kwargs)
+        with monitor.functions.shut():
+            of_optimizer(optimizer, *args, **kwargs)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         monitor.guarded(monitor.cleared, parameters)
 
     def module_cleared(module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        of_module(module, *args, **kwargs)
+        with monitor.functions.shut():
+            of_module(module, *args, **kwargs)
         monitor.guarded(monitor.cleared, list(module.parameters()))
 
     return [(torch.optim.Optimizer, "zero_grad", optimizer_cleared), (nn.Module, "zero_grad", module_cleared)]
