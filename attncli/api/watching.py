@@ -59,8 +59,8 @@ def watch(
     `model`, `optimizer`: whose updates are looked at; without them those of every optimiser. `every`: the attention
     of one step in so many is measured (0: none). `log`: a file that gets one JSON line for each of these steps;
     `tensorboard`: a folder for the same. `capsule`: a folder that a faulty step is written to. `on_fault`: "raise" ends
-    the training with a `TrainingFault` before the bad update is made, "continue" lets it go on, a function is called
-    with the report. `confirm`: whether causes are proved by repeating the step.
+    the training with a `TrainingFault`, before the bad update where it shows before; "continue" lets it go on, a
+    function is called with the report. `confirm`: whether causes are proved by repeating the step.
 
     Nothing is left behind on exit. Errors: UsageError where a file cannot be written; `TrainingFault`.
     """

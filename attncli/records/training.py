@@ -70,7 +70,8 @@ class Fault:
 
     `seen`: where it was first visible. `value`: "nan", "+inf" or "-inf" of it ("" for a loss scale). `tensors`: names
     of bad gradients or parameters. `batch`: {"loader", "epoch", "index", "items"} of the batch in use, as far as
-    known; epoch and index count from 0 within the loader. `reproduced`: whether the replay of the step showed the
+    known; epoch and index count from 0 within the loader. Where the origin tells, also the "element" of the batch
+    that it lies in, and the "item" that this is. `reproduced`: whether the replay of the step showed the
     same; None where it was not replayed, `why` says why. `withheld`: whether the weights are still those from before
     the step. `rank`: of the process in which the fault began.
     """

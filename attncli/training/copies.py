@@ -1,6 +1,6 @@
 """The weights from before an update that looks dangerous, so that they survive it.
 
-A copy of every parameter before every step would cost a tenth of a small model's time and a model's memory. What
+A copy of every parameter and state before every step would cost time, and the memory of a model or more. What
 ruins parameters shows before: the first steps of an optimiser, settings that its dtype cannot hold, a gradient or a
 learning rate out of line with the steps before. Those updates are copied, the others are not.
 """
