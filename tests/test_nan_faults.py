@@ -130,3 +130,22 @@ def test_two_independent_faults_are_both_named_each_with_what_it_reaches() -> No
         ("log", "log-of-zero", True, ["output.power"]),
     ]
     assert attncli.nan_check(*two_at_once(True)).verdict == "clean"
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+def test_a_line_that_overflows_in_every_layer_is_proved_by_all_of_them(layers: int) -> None:
+    """Behind the first layer everything is NaN: that the others overflow too shows only once it is repaired."""
+
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = (300 * x) @ (300 * x).mT
+            return nn.functional.layer_norm(x + scores.softmax(-1) @ x, x.shape[-1:])
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Layer() for _ in range(layers))).half()
+    x = torch.randn(2, 5, 8).half()
+    report = attncli.nan_check(model, lambda model: model(x).float().mean())
+    assert [(one.cause, one.module, one.confirmed) for one in report.origins] == [
+        ("overflow-scores", "0", True)
+    ]
+    assert ("in every layer" in report.origins[0].evidence["proof"]) == (layers > 1)

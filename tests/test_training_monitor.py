@@ -74,6 +74,31 @@ def test_bad_gradients_that_are_used_are_a_fault_and_the_weights_survive(clip: b
     assert all(torch.equal(value, seen["before"][name]) for name, value in seen["model"].state_dict().items())
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_that_skips_by_itself_is_heard_like_one_that_is_skipped(fused: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def train() -> None:
+        for number in range(40):
+            loss = (model(torch.ones(2, 4)) * (number < 3)).pow(2).sum().sqrt()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+    with pytest.raises(attncli.TrainingFault) as caught, attncli.watch(model, optimizer):
+        train()
+    training = caught.value.report.run["training"]
+    assert (training["fault"]["seen"], training["fault"]["step"]) == ("loss scale", 15)
+    steps = training["steps"]
+    assert [step["number"] for step in steps if step["skipped"]] == list(range(4, 15))
+    # √2 for each of five parameters, whatever the loss scale.
+    assert [step["gradient_norm"] for step in steps[:3]] == pytest.approx([10**0.5] * 3)
+
+
 def test_a_discarded_batch_is_no_part_of_the_step_behind_it() -> None:
     """The gradients of the bad batch are zeroed; the one behind it is bad for a reason of its own."""
 

@@ -9,6 +9,7 @@ float64 beside the model's own dtype, until it fits that dtype again.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -75,8 +76,8 @@ class Captured(NamedTuple):
 class Replay(TorchDispatchMode):
     """Runs a step again, altered. `spots`: what stands at the operators of `alters`, found by an earlier repetition.
 
-    `modules`: the stack of module paths. `asked`: operators whose spots are to be found. `_wide`: values in float64 of
-    tensors whose own dtype could not hold them.
+    `modules`: the stack of module paths. `asked`: operators whose spots are to be found. `siblings`: a line is altered
+    in all layers that run it. `_wide`: values in float64 of tensors whose own dtype could not hold them.
     """
 
     supports_higher_order_operators = True
@@ -89,12 +90,16 @@ class Replay(TorchDispatchMode):
         *,
         asked: Collection[int] = (),
         capture: int = -1,
+        siblings: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         alters = change.alters
         self.of_kind = change.of_kind
         self.alters = {at: alter for at, alter in alters.items() if not (alter.everywhere and at in spots)}
-        self.at_spots = {spots[at]: alter for at, alter in alters.items() if alter.everywhere and at in spots}
+        self._meant = _of_any_layer if siblings else lambda spot: spot
+        self.at_spots = {
+            self._meant(spots[at]): alter for at, alter in alters.items() if alter.everywhere and at in spots
+        }
         self.found: dict[int, Spot] = {}
         self._names = {spot[0] for spot in self.at_spots}
         self._modules, self._asked = modules, asked
@@ -122,7 +127,7 @@ class Replay(TorchDispatchMode):
         name = op.name
         alter = self.of_kind.get(op.kind) or self.of_kind.get(op.full_name) or alter
         if name in self._names and not in_backward():
-            alter = self.at_spots.get(self._spot(name)) or alter
+            alter = self.at_spots.get(self._meant(self._spot(name))) or alter
         if self.operators in self._asked and not in_backward():
             self.found[self.operators] = self._spot(name)
         self.operators += 1
@@ -457,6 +462,10 @@ def _both(first: Alter, second: Alter) -> Alter:
         first.widen or second.widen,
         first.everywhere and second.everywhere,
     )
+
+
+def _of_any_layer(spot: Spot) -> Spot:
+    return spot[0], re.sub(r"\d+", "*", spot[1]), spot[2]
 
 
 def _overlaps(tensor: Tensor) -> bool:

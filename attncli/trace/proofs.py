@@ -41,11 +41,13 @@ class Proofs:
         self.symptoms = [(name, kind) for name, kind, _, _ in run.seen]
         self.asked: set[int] = set()
         self.spots: dict[int, Spot] = {}
+        self.siblings = False
         self._repeats: bool | None = None
 
     def of(self, judged: Sequence[Judged]) -> list[tuple[bool | None, str]]:
         if not judged:
             return []
+        self.siblings = False
         changes = [change_of(case, cause.change) for case, cause, _ in judged[:MOST_PROOFS]]
         self.asked = {at for change in changes for at in change.alters}
         if not self.repeats:
@@ -56,6 +58,12 @@ class Proofs:
             )
             return [(None, f"{why}, so nothing could be proved")] * len(judged)
         left = self.symptoms_after(combined(changes))
+        if left and not self.ended:
+            # A line that is run by every layer may go wrong in every layer: behind the first it shows only now.
+            self.siblings = True
+            wider = self.symptoms_after(combined(changes))
+            self.siblings = set(wider) < set(left)
+            left = wider if self.siblings else left
         found: list[tuple[bool | None, str]] = [(None, "not tried: too many origins")] * len(judged)
         needed = set(range(len(changes)))
         # The latest first: of several changes that each do, the first origin keeps its own.
@@ -76,12 +84,13 @@ class Proofs:
                     needed.discard(number)
                     found[number] = (False, NOT_NEEDED)
                     continue
+            everywhere = ", in every layer that runs this line" if self.siblings and gone else ""
             rest = (
                 ", though gradients are not finite yet" if gone and any(pair in left for pair in mine) else ""
             )
             found[number] = (
                 gone,
-                f"{change.words}: the symptom is {'gone' if gone else 'still there'}{rest}",
+                f"{change.words}{everywhere}: the symptom is {'gone' if gone else 'still there'}{rest}",
             )
         return found
 
@@ -147,7 +156,9 @@ class Proofs:
         self.rewind.back()
         book = Nonfinite(rewind=Rewind(enabled=False))
         tape = Tape(book)
-        replay = Replay(change, self.spots, tape.modules, asked=self.asked, capture=capture)
+        replay = Replay(
+            change, self.spots, tape.modules, asked=self.asked, capture=capture, siblings=self.siblings
+        )
         with ExitStack() as stack:
             stack.enter_context(watched(self.model, tape, book))
             if change.around is not None:

@@ -41,6 +41,13 @@ def random_states() -> tuple[Any, ...]:
     )
 
 
+def is_written_down() -> bool:
+    """Whether torch traces what runs now, or captures it as a CUDA graph: nothing may be read or computed beside it."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 @contextmanager
 def as_then(around: Around) -> Iterator[None]:
     if around.random is not None:

@@ -23,7 +23,7 @@ def unheard() -> Iterator[None]:
 
 @unheard()
 def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of each tensor, as one float32 vector on the CPU or on their first device; NaN and Inf spread to it.
+    """The 2-norm of each tensor, as one float32 vector on the CPU; NaN and Inf spread to it.
 
     A norm may overflow where all elements are finite: what is not finite here has to be looked at with `bad`.
     """
@@ -31,14 +31,17 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
         return torch.zeros(0)
     local = [held(tensor) for tensor in tensors]
     device = local[0].device
+    if all(one.is_cpu and one.dtype is torch.float32 and one.is_contiguous() for one in local):
+        # One pass, as a norm is, by the faster routine.
+        return stack([dot(flat, flat) for flat in (one.view(-1) for one in local)]).sqrt()
     if device.type == "cpu" or len({(one.device, one.dtype) for one in local}) > 1:
-        return stack([_norm(one).to(device) for one in local])
-    return stack([one.float() for one in torch._foreach_norm(local)])
+        return stack([_norm(one).cpu() for one in local])
+    return stack([one.float() for one in torch._foreach_norm(local)]).cpu()
 
 
 @unheard()
 def largest(tensors: Sequence[Tensor]) -> Tensor:
-    """The largest magnitude in each tensor, as one vector; NaN spreads to it."""
+    """The largest magnitude in each tensor, as one vector on the CPU; NaN spreads to it."""
     local = [held(tensor) for tensor in tensors]
     local = [one if one.numel() else one.new_zeros(1) for one in local]
     if not local:
@@ -46,8 +49,8 @@ def largest(tensors: Sequence[Tensor]) -> Tensor:
     device = local[0].device
     if device.type == "cpu" or len({(one.device, one.dtype) for one in local}) > 1:
         pairs = [stack(aminmax(one.abs() if one.is_complex() else one)) for one in local]
-        return stack([pair.float().to(device) for pair in pairs]).abs().amax(1)
-    return stack([one.float() for one in torch._foreach_norm(local, float("inf"))])
+        return stack([pair.float().cpu() for pair in pairs]).abs().amax(1)
+    return stack([one.float() for one in torch._foreach_norm(local, float("inf"))]).cpu()
 
 
 @unheard()
@@ -75,6 +78,8 @@ def is_sharded(tensor: Tensor) -> bool:
 def held(tensor: Tensor) -> Tensor:
     """The values that lie in this process: the shard of a distributed tensor, what a sparse one holds."""
     given: Any = tensor.detach()
+    if type(given) is Tensor and given.layout is torch.strided:
+        return given
     if hasattr(given, "to_local"):
         given = given.to_local()
     if given.layout is not torch.strided:
@@ -84,10 +89,6 @@ def held(tensor: Tensor) -> Tensor:
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    if tensor.dtype is torch.float32 and tensor.is_contiguous():
-        # One pass, as a norm is, by the faster routine.
-        flat = tensor.view(-1)
-        return dot(flat, flat).sqrt()
     norm: Tensor = torch.linalg.vector_norm(tensor, dtype=_wide(tensor))
     return norm.float()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from attncli.training.around import place, random_states
+from attncli.training.around import is_written_down, place, random_states
 from attncli.training.program import MOST_ENTRIES, Program, flat
 
 
@@ -58,7 +58,7 @@ class Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in _ATTRIBUTES and getattr(func, "__self__", None) in _GRADIENT:
             return func(*args, **kwargs)  # as often as there are parameters, in every step
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        if torch.compiler.is_compiling() or is_written_down():
             return func(*args, **kwargs)
         if not self.is_open:
             return _at_users_line(_original(func), args, kwargs)

@@ -70,12 +70,12 @@ def _unwarned() -> Iterator[None]:
 
 def _modules(monitor: Monitor) -> list[Any]:
     def enter(module: nn.Module, args: Any) -> None:
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not monitor.goes_deeper(1):
             monitor.guarded(monitor.enters, module, args)
 
     def leave(module: nn.Module, args: Any, *kwargs_and_output: Any) -> None:
         # Where a forward pass raised, torch gives no keyword arguments.
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not monitor.goes_deeper(-1):
             kwargs = kwargs_and_output[0] if len(kwargs_and_output) > 1 else {}
             monitor.guarded(monitor.leaves, module, args, kwargs, kwargs_and_output[-1])
 

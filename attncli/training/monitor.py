@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from attncli.records import Optimizer, Step
-from attncli.training.around import around_module
+from attncli.training.around import around_module, is_written_down
 from attncli.training.buffers import Buffers, Inputs
 from attncli.training.checks import bad, held, is_sharded, norms
 from attncli.training.copies import Copies, Update, danger
@@ -150,7 +150,7 @@ class Monitor:
 
     def guarded(self, function: Callable[..., Any], *given: Any) -> Any:
         """Calls a function of ours. What it raises as an error of ours is told, once, and ends the watch."""
-        if self.paused or not self._is_mine() or torch._C._get_tracing_state() is not None:
+        if self.paused or not self._is_mine() or is_written_down():
             return None
         if self.failed:
             self.functions.close()  # it may have come back to the stack when the call that failed ended
@@ -210,12 +210,20 @@ class Monitor:
 
     # --- modules --------------------------------------------------------------------------------------
 
+    def goes_deeper(self, change: int) -> bool:
+        """Counts a call inside another one, which is most of them: it begins (1) or ends (-1)."""
+        if not self._depth or self._depth + change < 1 or self.paused or self.is_in_backward or self.failed:
+            return False
+        if threading.get_ident() != self._thread or torch._C._get_tracing_state() is not None:
+            return False
+        self._depth += change
+        return True
+
     def enters(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """The outermost module is about to be called."""
         if self.is_in_backward:
             return
-        self._depth += 1
-        if self._depth > 1:
-            return
+        self._depth = 1
         self._was_open = self.functions.is_open
         self.functions.close()
         self._around = None
@@ -233,11 +241,10 @@ class Monitor:
                 self._sample.__enter__()
 
     def leaves(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """The outermost module returned `output`, or None where it raised."""
         if self.is_in_backward or not self._depth:
             return
-        self._depth -= 1
-        if self._depth:
-            return
+        self._depth = 0
         if self._sample is not None:
             sample, self._sample = self._sample, None
             self._now.sampled.add(id(module))
@@ -314,7 +321,7 @@ class Monitor:
         All of those processes ask for it at the same place, and one whose watch has failed still answers: it is no
         part of what is guarded.
         """
-        if self.paused or self.is_in_backward or self.processes.world < 2:
+        if self.paused or self.is_in_backward or self.processes.world < 2 or is_written_down():
             return None
         found = tensors()
         if not any(is_sharded(one) for one in found):
@@ -359,12 +366,12 @@ class Monitor:
         if id(optimizer) not in self.optimizers:
             self.optimizers[id(optimizer)] = _described(optimizer, parameters)
         error = None
-        if self._scaler is None or getattr(optimizer, "found_inf", None) is None:
+        if not self._is_left_out(optimizer):
             if shared is not None:
                 self._now.norm = float(self._now.clipped if self._now.clipped is not None else shared.norm())
                 error = self._bad_parts(parameters, shared, optimizer)
             else:
-                self._now.norm, fine = self._looked(parameters)
+                self._now.norm, fine = self._looked(optimizer, parameters)
                 if not fine:
                     error = self._bad_gradients(parameters, optimizer)
         if shared is None:
@@ -395,6 +402,8 @@ class Monitor:
         """The parameters were changed. `shared`: their largest magnitudes over all processes."""
         if not self.wants(optimizer):
             return None
+        if self._is_left_out(optimizer):
+            return self.skipped(optimizer, self._scaler)
         parameters = stepped(optimizer)
         self._taken[id(optimizer)] = self._taken.get(id(optimizer), 0) + 1
         every = self._now.copies is not None
@@ -436,7 +445,12 @@ class Monitor:
         self._ended(rate_of(optimizer), skipped=True)
         return error
 
-    def _looked(self, parameters: Sequence[Tensor]) -> tuple[float | None, bool]:
+    def _is_left_out(self, optimizer: Any) -> bool:
+        """Whether a fused optimiser, which a loss scaler leaves the decision to, will not make this update."""
+        found = getattr(optimizer, "found_inf", None)
+        return self._scaler is not None and found is not None and bool(found)
+
+    def _looked(self, optimizer: Any, parameters: Sequence[Tensor]) -> tuple[float | None, bool]:
         """The 2-norm of all gradients, and whether they are finite."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
@@ -446,6 +460,9 @@ class Monitor:
             if math.isfinite(norm):
                 return norm, True
         norm = float(norms(gradients).norm())
+        scale = getattr(optimizer, "grad_scale", None)  # which a fused optimiser takes out by itself
+        if isinstance(scale, Tensor):
+            norm /= float(scale)
         return norm, math.isfinite(norm) or not any(bad(one) for one in gradients)
 
     def _bad_gradients(self, parameters: Sequence[Tensor], optimizer: Any) -> BaseException | None:

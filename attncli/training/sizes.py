@@ -118,4 +118,4 @@ _KEPT = 64
 _GROWN = 100.0
 _SMALL = 1e-3
 # One pass over the parameters is spread over this many steps.
-_PARTS = 8
+_PARTS = 16
