@@ -1,4 +1,4 @@
-"""A small GPT on a GPU, trained as such scripts do it: what goes wrong in it is asked for by name."""
+"""A small GPT on a GPU or a CPU, trained as such scripts do it: what goes wrong in it is asked for by name."""
 
 import argparse
 import hashlib
@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 parser = argparse.ArgumentParser()
+parser.add_argument("--device", default="cuda")
 parser.add_argument("--steps", type=int, default=24)
 parser.add_argument("--amp", choices=("float16", "bfloat16"))
 parser.add_argument("--fused", action="store_true")
@@ -22,7 +23,7 @@ parser.add_argument("--at", type=int, default=14, help="the step of the fault, f
 args = parser.parse_args()
 
 torch.manual_seed(0)
-device = torch.device("cuda")
+device = torch.device(args.device)
 VOCABULARY, WIDTH, HEADS, TOKENS = 64, 128, 4, 64
 
 
@@ -66,7 +67,9 @@ data = torch.randint(VOCABULARY, (8 * args.steps, TOKENS + 1))
 weights = torch.ones(len(data))
 if args.fault == "sample":
     weights[8 * (args.at - 1) + 3] = float("nan")
-loader = DataLoader(TensorDataset(data, weights), batch_size=8, num_workers=2, pin_memory=True)
+loader = DataLoader(
+    TensorDataset(data, weights), batch_size=8, num_workers=2, pin_memory=device.type == "cuda"
+)
 
 model = bare = Gpt().to(device)
 if args.wrap:
@@ -86,11 +89,13 @@ if args.compile:
 optimizer = torch.optim.AdamW(
     model.parameters(), lr=1e-3, fused=args.fused or None, capturable=args.graph and not args.fused
 )
-scaler = torch.amp.GradScaler("cuda", enabled=args.amp == "float16", init_scale=2.0**12)
+scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "float16", init_scale=2.0**12)
 
 
 def loss_of(ids, weights, step):
-    with torch.autocast("cuda", dtype=getattr(torch, args.amp or "float32"), enabled=args.amp is not None):
+    with torch.autocast(
+        device.type, dtype=getattr(torch, args.amp or "float32"), enabled=args.amp is not None
+    ):
         logits = model(ids[:, :-1], weights)
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         if args.fault == "loss" and step == args.at:
