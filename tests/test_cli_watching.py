@@ -182,6 +182,8 @@ def test_a_module_is_run_as_python_runs_it(tmp_path: Path, attncli_run: Command)
         (("--capsule", "train.py", "train.py"), "--capsule: train.py is a file."),
         (("--replay", "nowhere"), "nowhere"),
         ((), "nan-check: there is nothing to look at."),
+        (("-m",), "try: attncli nan-check --help"),
+        (("--log",), "try: attncli nan-check --help"),
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(
@@ -197,6 +199,28 @@ def test_a_script_that_never_trains_was_not_observed(tmp_path: Path, attncli_run
     result = attncli_run("nan-check", "idle.py")
     assert (result.code, result.out) == (3, "tensor(2.)\n")
     assert "no optimiser step was seen" in result.err
+
+
+def test_a_script_that_refuses_an_option_of_attncli_is_told_where_it_stands(
+    tmp_path: Path, attncli_run: Command
+) -> None:
+    (tmp_path / "picky.py").write_text(
+        "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('--lr')\nparser.parse_args()\n",
+        encoding="utf-8",
+    )
+    result = attncli_run("nan-check", "picky.py", "--lr", "1", "--log=run.jsonl", "--every", "5")
+    assert result.code == 2
+    assert "picky.py was given --log and --every; what is meant for attncli stands before it" in result.err
+    assert "stands before it" not in attncli_run("nan-check", "picky.py", "--nope").err
+
+
+def test_a_script_that_is_named_like_a_model_is_told_how_it_is_watched(
+    tmp_path: Path, attncli_run: Command
+) -> None:
+    (tmp_path / "train.py").write_text("def main():\n    pass\n", encoding="utf-8")
+    result = attncli_run("nan-check", "train.py:main")
+    assert result.code == 2
+    assert "run attncli nan-check train.py." in result.err
 
 
 def test_words_behind_the_script_are_its_own() -> None:

@@ -174,6 +174,13 @@ def test_a_process_is_named_only_where_there_are_several() -> None:
 # --- steps --------------------------------------------------------------------------------------------
 
 
+def test_columns_that_a_terminal_has_no_room_for_are_named() -> None:
+    wide, narrow = (drawn(REPORTS["stopped"], columns) for columns in (120, 50))
+    assert "too narrow" not in wide
+    assert "too narrow for: " in narrow
+    assert all(name in wide for name in ("learning rate", "largest parameter"))
+
+
 def test_only_columns_with_numbers_are_shown_and_the_faulty_step_is_marked() -> None:
     training = {
         "steps": [

@@ -105,7 +105,9 @@ def _steady_streams() -> None:
 def _wrong_usage(error: Any) -> int:
     """A mistake that click found in the command line, in the three parts of every other error."""
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "attncli"
+    known = [one.name for one in app.registered_commands]
+    inner = [f"attncli {word}" for word in sys.argv[1:2] if word in known]
+    command = context.command_path if context is not None else "".join(inner) or "attncli"
     problem = error.format_message().strip()
     if problem:  # without one, the help was shown instead
         sentence = problem[0].lower() + problem[1:] + ("" if problem.endswith((".", "?")) else ".")

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 class Script(NamedTuple):
-    """What is run: a file or, with `is_module`, a module; `args` are its own."""
+    """What is run: a file or, with `is_module`, a module; `args` are its own. `strayed`: options of attncli in them."""
 
     target: str
     args: tuple[str, ...]
     is_module: bool = False
+    strayed: tuple[str, ...] = ()
 
 
 class Halted(SystemExit):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from attncli.cli.help import Command
+from attncli.cli.output import Reporting
 from attncli.cli.script import Script
 
 SCRIPT = "attncli.script"  # where the context keeps what was split off
@@ -111,11 +112,19 @@ def split(params: Any, words: list[str]) -> tuple[list[str], Script | None]:
         if parameter.param_type_name == "option"
         for name in (*parameter.opts, *parameter.secondary_opts)
     }
+    of_scripts = {one.name for kind in (Watching, Reporting) for one in fields(kind)}
+    ours = {name for parameter in params if parameter.name in of_scripts for name in parameter.opts}
+
+    def strayed(args: list[str]) -> tuple[str, ...]:
+        names = (word.partition("=")[0] for word in args)
+        return tuple(name for name in names if name.startswith("--") and name in ours)
+
     at = 0
     while at < len(words):
         word = words[at]
         if word == "-m" and at + 1 < len(words):
-            script = Script(words[at + 1], tuple(words[at + 2 :]), is_module=True)
+            args = words[at + 2 :]
+            script = Script(words[at + 1], tuple(args), True, strayed(args))
             return [*words[:at], "-m", words[at + 1]], script
         if word == "--":
             at += 1
@@ -124,7 +133,8 @@ def split(params: Any, words: list[str]) -> tuple[list[str], Script | None]:
             at += 2 if takes_value.get(word, False) else 1
             continue
         if word.endswith(".py"):
-            return [*words[:at], word], Script(word, tuple(words[at + 1 :]))
+            args = words[at + 1 :]
+            return [*words[:at], word], Script(word, tuple(args), strayed=strayed(args))
         at += 1
     return words, None
 

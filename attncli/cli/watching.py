@@ -39,6 +39,9 @@ def watch_and_report(script: Script, watching: Watching, reporting: Reporting, *
     _check_targets(watching)
     ran = run_script(script, start, to_stderr=alone)
     code = 0 if ran.halted else exit_code(ran)
+    if script.strayed and code == WRONG_ARGUMENTS and isinstance(ran.error, SystemExit):
+        names = " and ".join(dict.fromkeys(script.strayed))
+        _say(f"{script.target} was given {names}; what is meant for attncli stands before it", reporting)
     interrupted = isinstance(ran.error, KeyboardInterrupt)
     report = ran.watch.report if ran.watch is not None else None
     if report is None:
@@ -140,3 +143,5 @@ def _say(text: str, reporting: Reporting) -> None:
 
 
 _NO_REPORT: Any = None
+# The exit code of argparse, click and their like.
+WRONG_ARGUMENTS = 2

@@ -183,7 +183,9 @@ def _build(spec: str, value: Any) -> nn.Module:
         built = built.module()
     if not isinstance(built, nn.Module):
         problem = f"it returned {_described(built)}, not a torch.nn.Module."
-        raise ModelError(spec, problem, "Return the module alone.")
+        file = spec.rpartition(":")[0]
+        script = f" To watch a training, run attncli nan-check {file}." if file.endswith(".py") else ""
+        raise ModelError(spec, problem, f"Return the module alone.{script if built is None else ''}")
     return built
 
 

@@ -49,7 +49,9 @@ def training_parts(report: Report, console: Console) -> list[RenderableType]:
         for name, words in fault_facts(training):
             lines.add_row(name, Text(words))
         parts.append(Group(Text(title, style="bold red"), Padding(lines, (0, 0, 1, 2))))
-    columns, rows = _fitting(*history(training, _LAST), console.width)
+    all_columns, all_rows = history(training, _LAST)
+    columns, rows = _fitting(all_columns, all_rows, console.width)
+    left_out = [name for name in all_columns if name not in columns]
     if len(columns) > 1 and (title or report.findings):
         cells = [[Text(cell) for cell in row] for row in rows]
         told = f"The last {len(rows)} steps" if len(rows) > 1 else "The last step"
@@ -58,6 +60,7 @@ def training_parts(report: Report, console: Console) -> list[RenderableType]:
             Group(
                 Text(told, style="bold"),
                 table_or_lines(columns, cells, console, left=("", "its name")),
+                *([Text(f"too narrow for: {', '.join(left_out)}", style="dim")] if left_out else []),
                 *([drawn] if drawn is not None else []),
                 Text(),
             )

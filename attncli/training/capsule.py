@@ -95,6 +95,8 @@ def write(
                 )
             text = json.dumps(head, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
             (fresh / CAPSULE).write_text(text, encoding="utf-8")
+            for file in (MODEL, BATCH, RANDOM):  # which come readable for their owner alone
+                (fresh / file).chmod((fresh / CAPSULE).stat().st_mode)
             _put(fresh, target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)

@@ -96,8 +96,8 @@ CAUSES: tuple[Cause, ...] = (
         leaf,
         says="{subject} holds {what} among {of} elements when it is first read{slices}",
         advice=(
-            "The fault lies before this run: in the file, the initialisation, the data, or in memory "
-            "never written."
+            "It was bad before anything was computed of it: look in the file, the initialisation, the data, or "
+            "for memory that was never written."
         ),
         change="replace",
     ),
