@@ -11,9 +11,10 @@ from attncli.records.reading import report_from
 
 if TYPE_CHECKING:
     from attncli.api.watching import Watch
-    from attncli.training.monitor import Monitor, Sighting
+    from attncli.training.monitor import Monitor
     from attncli.training.processes import Meeting, Settled
     from attncli.training.shards import Whole
+    from attncli.training.sightings import Sighting
 
 
 def met(watch: Watch, sighting: Sighting) -> tuple[Report, bool]:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from attncli.trace.nan import Found
     from attncli.trace.tape import Listener
-    from attncli.training.monitor import Monitor, Sighting
+    from attncli.training.monitor import Monitor
     from attncli.training.program import Entry
     from attncli.training.shards import Whole
+    from attncli.training.sightings import Sighting
 
 
 class Replayed(NamedTuple):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from attncli import __version__
 from attncli.api.joining import memory_layers
 from attncli.api.nan import operators_seen, placed
 from attncli.api.report import Report, environment
+from attncli.api.sampling import Samples
 from attncli.errors import AttncliError, UsageError
 from attncli.records import Fault, Finding, Layer, Origin, Sample, Step, Training
 from attncli.rules import Observed, gravest_first, judge
@@ -23,8 +23,8 @@ from attncli.rules.training import early_warnings
 if TYPE_CHECKING:
     from attncli.api.replaying import Replayed
     from attncli.trace.recorder import Recorder
-    from attncli.training.monitor import Sighting
     from attncli.training.shards import Whole
+    from attncli.training.sightings import Sighting
 
 
 class TrainingFault(AttncliError):  # noqa: N818 - what it tells of is the fault of a step
@@ -92,6 +92,7 @@ class Watch:
         confirm: bool = True,
         tell: Callable[[str], None] | None = None,
     ) -> None:
+        from attncli.training.log import writers
         from attncli.training.monitor import Monitor, told_on_stderr
 
         self.source, self.on_fault, self.confirm = source, on_fault, confirm
@@ -106,9 +107,8 @@ class Watch:
         # Of several processes one shows what all of them know.
         self.speaks = self.monitor.processes.rank == 0
         self.warnings: list[Finding] = []
-        self._writers = _writers(log, tensorboard, self.monitor.processes.rank)
-        self._series: dict[tuple[str, int, int, str], deque[Sample]] = {}
-        self._fresh: list[Sample] = []
+        self._writers = writers(log, tensorboard, self.monitor.processes.rank)
+        self.samples = Samples()
         self._logged = 0
         self._bad_outputs: list[str] = []
         self._sampled: deque[Step] = deque(maxlen=_KEPT)
@@ -188,7 +188,7 @@ class Watch:
         """A measurement of the attention of one call, while it runs; None where that has to be another call."""
         from attncli.training.models import has_compiled_parts
 
-        return None if has_compiled_parts(module) else self._measured(module, step)
+        return None if has_compiled_parts(module) else self.samples.taken(module, step)
 
     def sample_again(self, module: Any, args: Any, kwargs: Any, step: int) -> None:
         """Measures a call of a compiled module by another, uncompiled one."""
@@ -196,7 +196,7 @@ class Watch:
         from attncli.training.buffers import unwritten
         from attncli.training.models import inside
 
-        with unwritten(module.buffers()), undisturbed(), self._measured(inside(module), step):
+        with unwritten(module.buffers()), undisturbed(), self.samples.taken(inside(module), step):
             inside(module)(*args, **kwargs)
 
     def output_is_bad(self, module: Any, step: int) -> None:
@@ -207,7 +207,7 @@ class Watch:
             self.tell(text)
 
     def stepped(self, step: Step) -> None:
-        samples, self._fresh = self._fresh, []
+        samples = self.samples.fresh()
         if samples:
             self._sampled.append(step)
             self._warn_early(step)
@@ -233,23 +233,6 @@ class Watch:
         self.tell(
             f"the watch failed and is off ({type(error).__name__}: {error}; {place}); the training goes on"
         )
-
-    # --- measuring ------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _measured(self, module: Any, step: int) -> Iterator[None]:
-        from attncli.trace import listening, surroundings, told
-        from attncli.training.models import inside
-
-        with listening(inside(module)) as heard:
-            yield
-        if heard.tape.failure is not None:
-            raise heard.tape.failure
-        found = told(heard.listener, heard.tape.operators, heard.notes, surroundings(module, ()), None)
-        for sample in _samples(found, step):
-            key = (sample.layer, sample.call, sample.head, sample.metric)
-            self._series.setdefault(key, deque(maxlen=_KEPT)).append(sample)
-            self._fresh.append(sample)
 
     def _warn_early(self, step: Step) -> None:
         for finding in early_warnings(self._training(None)):
@@ -284,7 +267,7 @@ class Watch:
         return Training(
             monitor.step - 1,
             tuple(sorted({*self._sampled, *monitor.steps}, key=lambda one: one.number)),
-            tuple(sorted((one for row in self._series.values() for one in row), key=lambda one: one.step)),
+            self.samples.all(),
             tuple(monitor.sizes.moved),
             tuple(monitor.optimizers.values()),
             fault,
@@ -421,51 +404,6 @@ def _wanted(model: Any, optimizer: Any) -> Callable[[Any], bool]:
     return lambda one: any(id(p) in mine for group in one.param_groups for p in group["params"])
 
 
-def _writers(log: str | Path | None, tensorboard: str | Path | None, rank: int) -> list[Any]:
-    """Of several processes each has a log of its own; TensorBoard shows the first."""
-    if log is None and (tensorboard is None or rank):
-        return []
-    from attncli.training.log import JsonLines, TensorBoard
-
-    return [
-        *([JsonLines(_of_rank(Path(log), rank))] if log is not None else []),
-        *([TensorBoard(Path(tensorboard))] if tensorboard is not None and not rank else []),
-    ]
-
-
-def _of_rank(log: Path, rank: int) -> Path:
-    """run.jsonl of rank 0, run.rank1.jsonl of rank 1."""
-    return log.with_suffix(f".rank{rank}{log.suffix}") if rank else log
-
-
-def _samples(found: Any, step: int) -> Iterator[Sample]:
-    calls = {call.index: call for call in found.calls}
-    headroom = {
-        (row.call, row.head): row.value
-        for row in found.measurements
-        if row.call in calls and row.metric == f"headroom_bits_{calls[row.call].scores_dtype}"
-    }
-    for row in found.measurements:
-        if row.metric in _SAMPLED and row.head is not None and isinstance(row.value, (int, float)):
-            call = calls[row.call]
-            stored = call.scores_dtype if call.stored != "nothing" else None
-            yield Sample(step, call.module, call.index, row.head, row.metric, float(row.value), stored)
-            bits = headroom.get((row.call, row.head))
-            if row.metric == "dot_absmax" and stored is not None and isinstance(bits, (int, float)):
-                bits = _stored_bits(float(bits), call)
-                yield Sample(step, call.module, call.index, row.head, "headroom_bits", bits, stored)
-
-
-def _stored_bits(bits: float, call: Any) -> float:
-    """Bits of headroom of what is written to memory: q·k itself, or with the factors that stand before the product."""
-    import math
-
-    if call.stored != "scaled":
-        return bits
-    factor = math.prod(value for place, value in call.factors.items() if place in ("query", "key"))
-    return bits - math.log2(abs(factor)) if factor else bits
-
-
 def _plain(training: Training) -> dict[str, Any]:
     return {
         "seen": training.seen,
@@ -499,15 +437,10 @@ def _with_element(batch: dict[str, Any], again: Replayed) -> dict[str, Any]:
 
 
 def _script_line() -> str | None:
-    """The innermost line of the script itself: not of torch, attncli or another installed library."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        library = frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "attncli", "runpy")
-        if not library and not {"site-packages", "dist-packages"} & set(Path(file).parts):
-            return _line((file, frame.f_lineno)) if not file.startswith("<") else None
-        frame = frame.f_back
-    return None
+    from attncli.training.around import script_place
+
+    place = script_place()
+    return _line(place) if place is not None else None
 
 
 def _line(place: tuple[str, int]) -> str:
@@ -519,7 +452,6 @@ def _line(place: tuple[str, int]) -> str:
 # --- settings -----------------------------------------------------------------------------------------
 
 _NO_OPERATORS: Mapping[str, Any] = {"operators": 0, "operators_by_phase": {}, "headroom_bits": {}}
-_SAMPLED = ("entropy", "entropy_ratio", "entropy_rest", "score_max", "dot_absmax")
 _KEPT = 64
 _MOST_SAMPLES = 2048
 _MOST_NAMED = 32

@@ -6,16 +6,17 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 
 class Around(NamedTuple):
-    """The settings under which an entry ran. `random`: only of calls of modules."""
+    """The settings under which an entry ran. `autocast`: kinds of device and dtypes; `random`: of calls of modules."""
 
     gradients: bool
-    autocast: tuple[tuple[str, bool, torch.dtype], ...]
+    autocast: tuple[tuple[str, torch.dtype], ...]
     random: tuple[Any, ...] | None
 
 
@@ -24,10 +25,8 @@ def around_module() -> Around:
     return Around(torch.is_grad_enabled(), autocast(), random_states())
 
 
-def autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
-    return tuple(
-        (kind, True, torch.get_autocast_dtype(kind)) for kind in _KINDS if torch.is_autocast_enabled(kind)
-    )
+def autocast() -> tuple[tuple[str, torch.dtype], ...]:
+    return tuple((kind, torch.get_autocast_dtype(kind)) for kind in _KINDS if torch.is_autocast_enabled(kind))
 
 
 def random_states() -> tuple[Any, ...]:
@@ -60,19 +59,33 @@ def as_then(around: Around) -> Iterator[None]:
             torch.cuda.set_rng_state_all(on_gpu)
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(around.gradients))
-        for kind, enabled, dtype in around.autocast:
-            stack.enter_context(torch.autocast(kind, enabled=enabled, dtype=dtype))
+        for kind, dtype in around.autocast:
+            stack.enter_context(torch.autocast(kind, dtype=dtype))
         yield
 
 
 def place() -> tuple[str, int] | None:
     """The innermost line of code that is neither torch's nor ours."""
-    frame = sys._getframe(1)
+    return next(_lines(("torch", "attncli")), None)
+
+
+def script_place() -> tuple[str, int] | None:
+    """The innermost line of the script itself: not of torch, attncli or another installed library."""
+    found = next((line for line in _lines(("torch", "attncli", "runpy")) if not _is_installed(line[0])), None)
+    return found if found is not None and not found[0].startswith("<") else None
+
+
+def _lines(without: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """The lines that run now, the innermost first, but for those of some packages."""
+    frame: Any = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("torch", "attncli"):
-            return frame.f_code.co_filename, frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in without:
+            yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+
+
+def _is_installed(file: str) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(Path(file).parts))
 
 
 # --- tables -------------------------------------------------------------------------------------------

@@ -144,6 +144,19 @@ class TensorBoard:
                 _tell(self._folder, error)
 
 
+def writers(
+    log: str | Path | None, tensorboard: str | Path | None, rank: int
+) -> list[JsonLines | TensorBoard]:
+    """Of several processes each has a log of its own, run.jsonl, run.rank1.jsonl …; TensorBoard shows the first."""
+    found: list[JsonLines | TensorBoard] = []
+    if log is not None:
+        log = Path(log)
+        found.append(JsonLines(log.with_suffix(f".rank{rank}{log.suffix}") if rank else log))
+    if tensorboard is not None and not rank:
+        found.append(TensorBoard(Path(tensorboard)))
+    return found
+
+
 # --- building blocks ----------------------------------------------------------------------------------
 
 

@@ -12,70 +12,26 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from attncli.records import Optimizer, Step
 from attncli.training.around import around_module, is_written_down
 from attncli.training.buffers import Buffers, Inputs
 from attncli.training.checks import bad, held, is_sharded, norms
 from attncli.training.copies import Copies, Update, danger
-from attncli.training.functions import Functions
+from attncli.training.guard import Guard
 from attncli.training.loaders import Batch, Loaders
 from attncli.training.models import Roots
 from attncli.training.processes import Processes
 from attncli.training.program import Program, flat
+from attncli.training.sightings import Listener, Sighting
 from attncli.training.sizes import Sizes, all_finite, rate_of
-
-
-@dataclass
-class Sighting:
-    """A step that went wrong, at the moment when it was seen. The program of the step is the monitor's.
-
-    `parameters`: whose gradients or values are bad; `optimizer`: whose update it was. `copies`: the weights from before
-    the update, where they were kept; they have been put back already. `batch`: what was in use, where the step used
-    others since. `is_updated`: whether the update was made before it was seen. `place`: the line
-    of the script at which it was seen, where that is not the one that runs now.
-    """
-
-    step: int
-    seen: Literal["loss", "gradient", "parameter", "loss scale"]
-    value: str
-    parameters: Sequence[Tensor] = ()
-    optimizer: Any = None
-    copies: Copies | None = None
-    batch: Batch | None = None
-    is_updated: bool = False
-    place: str | None = None
-
-
-class Listener(Protocol):
-    """Who is told. What `went_wrong` returns is raised in the script; None lets it go on.
-
-    `was_called`: a step went wrong in another process, and did not here.
-    """
-
-    def went_wrong(self, sighting: Sighting) -> BaseException | None: ...
-
-    def was_called(self, step: int) -> BaseException | None: ...
-
-    def place(self) -> str | None: ...
-
-    def sampling(self, module: nn.Module, step: int) -> AbstractContextManager[None] | None: ...
-
-    def sample_again(self, module: nn.Module, args: Any, kwargs: Any, step: int) -> None: ...
-
-    def output_is_bad(self, module: nn.Module, step: int) -> None: ...
-
-    def stepped(self, step: Step) -> None: ...
-
-    def broken(self, error: Exception) -> None: ...
 
 
 @dataclass
@@ -105,10 +61,10 @@ class _Now:
         return sum(map(float, self.losses)) / len(self.losses) if self.losses else None
 
 
-class Monitor:
+class Monitor(Guard):
     """Hears from the hooks. `every`: the attention of one step in so many is looked at.
 
-    `wants`: whether an optimiser is watched. `paused`: whether the hooks are to be silent, as during a replay.
+    `wants`: whether an optimiser is watched.
     """
 
     def __init__(
@@ -117,7 +73,7 @@ class Monitor:
         self.listener, self.every, self.wants = listener, every, wants
         self.step = 1
         self.program = Program()
-        self.functions = Functions(self.program, self.fail)
+        super().__init__(self.program)
         self.loaders = Loaders()
         self.processes = Processes()
         self.buffers = Buffers()
@@ -127,12 +83,7 @@ class Monitor:
         self.sizes = Sizes(self.roots)
         self.optimizers: dict[int, Optimizer] = {}
         self.faults = 0
-        self.paused = 0
-        self.failed = False
-        # Other threads in which modules were called or steps were taken.
-        self.elsewhere: set[int] = set()
         self._now = _Now()
-        self._thread = threading.get_ident()
         self._depth = 0
         self.is_in_backward = False
         self._around: Any = None
@@ -146,67 +97,16 @@ class Monitor:
         self._faulty = 0
         self._spoiled = False
 
-    # --- guard ----------------------------------------------------------------------------------------
+    def has_begun(self) -> bool:
+        return bool(self.roots.modules or self.steps)
 
-    def guarded(self, function: Callable[..., Any], *given: Any) -> Any:
-        """Calls a function of ours. What it raises as an error of ours is told, once, and ends the watch."""
-        if self.paused or not self._is_mine() or is_written_down():
-            return None
-        if self.failed:
-            self.functions.close()  # it may have come back to the stack when the call that failed ended
-            return None
-        try:
-            if torch._C._len_torch_dispatch_stack() or (
-                torch._C._len_torch_function_stack() > self.functions.is_open
-            ):
-                with self._apart(function):
-                    return function(*given)
-            return function(*given)
-        except Exception as error:  # noqa: BLE001 - the run must not end by a fault of ours
-            self.fail(error)
-            return None
+    def gave_up(self, error: Exception) -> None:
+        self._now.copies = None
+        self.listener.broken(error)
 
-    @contextmanager
-    def _apart(self, function: Callable[..., Any]) -> Iterator[None]:
-        """Modes that the script has entered hear nothing of what is done inside."""
-        with ExitStack() as stack:
-            if torch._C._len_torch_function_stack() > self.functions.is_open:
-                stack.enter_context(torch._C.DisableTorchFunction())
-            # A module's own call may begin or end a measurement, which is a mode itself.
-            if torch._C._len_torch_dispatch_stack() and function not in (self.enters, self.leaves):
-                stack.enter_context(_disable_current_modes())
-            yield
-
-    def _is_mine(self) -> bool:
-        """Whether this is the thread that trains: the first in which anything is seen."""
-        here = threading.get_ident()
-        if here == self._thread:
-            return True
-        if not self.roots.modules and not self.steps:
-            self._thread = here
-            return True
-        self.elsewhere.add(here)
-        return False
-
-    def fail(self, error: Exception) -> None:
-        if not self.failed:
-            self.failed = True
-            self.functions.close()
-            self._now.copies = None
-            self.listener.broken(error)
-
-    @contextmanager
-    def silent(self) -> Any:
-        """No hook hears anything meanwhile."""
-        was_open = self.functions.is_open
-        self.functions.close()
-        self.paused += 1
-        try:
-            yield
-        finally:
-            self.paused -= 1
-            if was_open and not self.failed:
-                self.functions.open()
+    @property
+    def may_measure(self) -> tuple[Callable[..., Any], ...]:
+        return self.enters, self.leaves
 
     # --- modules --------------------------------------------------------------------------------------
 
