@@ -140,6 +140,37 @@ def test_gradients_that_are_written_after_they_were_looked_at_are_told_without_a
     assert [one.code for one in report.findings if one.severity == "error"] == ["ATT716"]
 
 
+def test_a_repetition_that_shows_another_fault_than_the_run_proves_nothing() -> None:
+    """A state outside the model that each call changes: the second time it is another step."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 1)
+            self.times = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.times += 1
+            return self.inner(x) / (self.times <= BAD + 1)
+
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+
+    def train() -> None:
+        for number in range(STEPS):
+            optimizer.zero_grad()
+            loss_of(model, number).backward()
+            optimizer.step()
+
+    with pytest.raises(attncli.TrainingFault) as caught, attncli.watch(model, optimizer, every=0):
+        train()
+    report = caught.value.report
+    fault = report.run["training"]["fault"]
+    assert (fault["seen"], fault["reproduced"], report.origins) == ("gradient", None, ())
+    assert fault["why"] == "repeated, its loss is not finite, which it was in the run"
+
+
 def test_nan_in_an_output_that_the_loss_does_not_show_is_told_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

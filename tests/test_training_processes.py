@@ -144,6 +144,7 @@ def parts(folder: Path) -> Scenarios:
         "update",
     )
     names = [f"parts:fsdp:{fault}" for fault in faults]
+    names += [f"parts:flattened:{fault}" for fault in ("none:plain", "none", "batch")]
     names += [f"parts:tensor_parallel:{fault}" for fault in ("none:plain", "none", "shard")]
     return _scenarios(2, names, folder)
 
@@ -255,6 +256,18 @@ def test_a_healthy_run_of_parts_ends_with_the_same_bits(parts: Scenarios, name: 
     assert [step["gradient_norm"] for step in steps] == pytest.approx(
         [step["gradient_norm"] for step in watched.ranks[1]["report"]["run"]["training"]["steps"]]
     )
+
+
+def test_of_a_flattened_model_the_rank_and_the_batch_are_named_and_no_origin_is_made_up(
+    parts: Scenarios,
+) -> None:
+    watched, plain = parts("parts:flattened:none"), parts("parts:flattened:none:plain")
+    assert [said["digest"] for said in watched.ranks] == [said["digest"] for said in plain.ranks]
+    found = parts("parts:flattened:batch")
+    assert (found.fault["step"], found.fault["seen"], found.fault["rank"]) == (3, "loss", 1)
+    assert found.fault["batch"]["items"] == [13, 15, 17]
+    assert (found.fault["reproduced"], found.report["origins"]) == (None, [])
+    assert "FullyShardedDataParallel holds its parameters in parts" in found.fault["why"]
 
 
 @pytest.mark.parametrize("fault", ["batch", "clip"])

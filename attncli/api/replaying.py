@@ -36,7 +36,7 @@ def replayed(
 
     `whole`: the model with all its parameters, where this process holds a part of each alone.
     """
-    from attncli.training.models import inside, model_of
+    from attncli.training.models import inside, model_of, unrepeatable
 
     model = whole.model if whole is not None else model_of(monitor)
 
@@ -50,6 +50,12 @@ def replayed(
     if monitor.program.full:
         return Replayed(None, "the step does more outside its modules than is written down", model)
     entries = monitor.program.needed()
+    if (wrapped := unrepeatable([entry.what for entry in entries])) is not None:
+        return Replayed(
+            None,
+            f"{wrapped} holds its parameters in parts that cannot be put together here (those of fully_shard can)",
+            model,
+        )
     if not entries:
         return Replayed(None, "no module was called in it, so nothing was written down to repeat", model)
     notes = _overwritten(monitor)
@@ -63,6 +69,8 @@ def replayed(
         except Exception as error:  # noqa: BLE001 - what a repetition raises says that it is none
             why = why or f"its repetition raised {type(error).__name__}: {_first_line(error)}"
             continue
+        if _is_another(monitor, sighting, found):
+            return Replayed(None, "repeated, its loss is not finite, which it was in the run", model, notes)
         if found.origins:
             return Replayed(found, "", model)
         why = why or "repeated with the same batch and the same random numbers, it gave finite numbers"
@@ -156,6 +164,19 @@ def _update(
 
 
 # --- building blocks ----------------------------------------------------------------------------------
+
+
+def _is_another(monitor: Monitor, sighting: Sighting, found: Found) -> bool:
+    """Whether the repetition shows a bad loss where the run had none: then it proves nothing of the run."""
+    import math
+
+    from attncli.training.checks import bad
+    from attncli.training.program import flat
+
+    loss = monitor.so_far().loss
+    if sighting.seen != "gradient" or monitor.scales_loss or loss is None or not math.isfinite(loss):
+        return False
+    return any(bad(one) for one in flat(found.result) if hasattr(one, "untyped_storage"))
 
 
 def _alone(stack: ExitStack, monitor: Monitor) -> None:

@@ -112,6 +112,12 @@ def inside(module: Any) -> Any:
     return module
 
 
+def unrepeatable(called: Iterable[Any]) -> str | None:
+    """The class of a wrapper inside these modules whose parameters only it can put together; None without one."""
+    modules = (one for root in called if isinstance(root, nn.Module) for one in root.modules())
+    return next((type(one).__name__ for one in modules if type(one).__name__ in _DIVIDED), None)
+
+
 @contextmanager
 def without_gradients(modules: Iterable[Any]) -> Iterator[None]:
     """Gradients are gathered anew, and those that are there now are given back."""
@@ -130,6 +136,8 @@ def without_gradients(modules: Iterable[Any]) -> Iterator[None]:
 
 # How torch.compile marks a function that it compiled.
 _COMPILED = "_torchdynamo_orig_callable"
+# FSDP1 and DeepSpeed: they keep parts of flattened parameters, which no module inside them can be called with.
+_DIVIDED = frozenset(("FullyShardedDataParallel", "DeepSpeedEngine"))
 _WRAPPERS: Mapping[str, str] = {
     "DistributedDataParallel": "module",
     "DataParallel": "module",

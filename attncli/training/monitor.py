@@ -398,6 +398,11 @@ class Monitor(Guard):
         self.step += 1
         self.listener.stepped(step)
 
+    @property
+    def scales_loss(self) -> bool:
+        """Whether what backward passes begin at is a loss times a scale."""
+        return self._scaler is not None
+
     def so_far(self) -> Step:
         """The step that is running, as far as it went."""
         rate = self.steps[-1].learning_rate if self.steps else None

@@ -1,4 +1,4 @@
-"""Models whose parameters lie in parts in several processes: FSDP2 and tensor parallel."""
+"""Models whose parameters lie in parts in several processes: FSDP1, FSDP2 and tensor parallel."""
 
 import hashlib
 
@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -90,6 +91,23 @@ def fsdp(fault="none", steps=STEPS):
             optimizer.param_groups[0]["lr"] = float("inf")
         if here and fault == "shard":
             model.up.weight.grad.to_local()[0, 0] = float("nan")
+        optimizer.step()
+    return digest(model)
+
+
+def flattened(fault="none", steps=STEPS):
+    """FSDP1, which keeps a part of one long parameter."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    tokens, gain = data(steps, world, rank)
+    if fault == "batch":
+        gain[(FAULTY_STEP * 3 + 2) * world + FAULTY_RANK] = float("inf")
+    pairs = TensorDataset(tokens, gain)
+    loader = DataLoader(pairs, batch_size=3, sampler=DistributedSampler(pairs, shuffle=False))
+    model = FullyShardedDataParallel(Net(), device_id=torch.device("cpu"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for x, g in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x, g).flatten(0, 1), x.flatten()).backward()
         optimizer.step()
     return digest(model)
 
