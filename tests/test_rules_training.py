@@ -15,7 +15,7 @@ from rule_cases import Case, check
 
 from attncli.records import Fault, Moved, Optimizer, Origin, Sample, Step, Training
 from attncli.rules import Observed, early_warnings, judge
-from attncli.rules.trends import falls_off, rise
+from attncli.rules.trends import falls_off, rise, slowing
 
 LAYER = "blocks.3.attn"
 EVERY = 5
@@ -145,8 +145,8 @@ CASES = [
             (
                 "ATT712",
                 "warning",
-                f"{LAYER}: head 1: the largest q·k doubles every 40 steps (4 100 at step 600); float16 ends at step "
-                "760.",
+                f"{LAYER}: head 1: the largest q·k doubles every 40 steps (4 100 at step 600); at the present "
+                "rate float16 ends at step 760.",
             )
         ],
         # More than five doublings away.
@@ -160,7 +160,7 @@ CASES = [
                 "ATT712",
                 "warning",
                 f"{LAYER}: head 3: the largest q·k doubles every 40 steps (32 000 at step 600, 4 heads alike); "
-                "float16 ends at step 642.",
+                "at the present rate float16 ends at step 642.",
             )
         ],
         trained(samples=tuple(one for head in range(4) for one in bits(lambda step: 32000.0, head=head))),
@@ -172,8 +172,8 @@ CASES = [
             (
                 "ATT712",
                 "warning",
-                f"{LAYER}: head 0: the largest score doubles every 40.6 steps (199 at step 600); it reaches 1 000, "
-                "where published runs lost quality, at step 688.",
+                f"{LAYER}: head 0: the largest score doubles every 40.6 steps (199 at step 600); at the present "
+                "rate it reaches 1 000, where published runs lost quality, at step 688.",
             )
         ],
         trained(samples=curve("score_max", lambda step: 230.0, noise=0.1)),
@@ -185,8 +185,8 @@ CASES = [
             (
                 "ATT712",
                 "warning",
-                f"{LAYER}: head 0: the largest score doubles every 40 steps (75 at step 600); it reaches 100, where "
-                "large training runs clip scores, at step 617.",
+                f"{LAYER}: head 0: the largest score doubles every 40 steps (75 at step 600); at the present "
+                "rate it reaches 100, where large training runs clip scores, at step 617.",
             )
         ],
         trained(samples=curve("score_max", doubling(40, 49), count=20)),
@@ -227,7 +227,7 @@ CASES = [
                 "ATT713",
                 "warning",
                 f"{LAYER}: 2 of 4 heads fall towards one key: beside the shared one, head 0 has 0.5 nats left at step "
-                "600 and none from step 630 on, and scores reach 120.",
+                "600, and at the present rate under 0.2 nats from step 630 on, and scores reach 120.",
             )
         ],
         # One head of four specialises.
@@ -241,7 +241,7 @@ CASES = [
                 "ATT713",
                 "warning",
                 f"{LAYER}: its only head falls towards one key: beside the shared one, head 0 has 0.5 nats left at "
-                "step 600 and none from step 630 on, and scores reach 30.",
+                "step 600, and at the present rate under 0.2 nats from step 630 on, and scores reach 30.",
             )
         ],
         # Attention that becomes sharp because it learns.
@@ -447,6 +447,39 @@ def test_heads_that_become_sharp_and_stay_so_are_silent(plateau: float) -> None:
     assert early_warnings(Training(600, samples=samples)) == ()
 
 
+# Entropies as they were seen in a run: the fall slows down from the fourth sample on, above 0.2.
+LEVELLING = (1.45, 1.3, 1.0, 0.8, 0.6, 0.5, 0.42, 0.36, 0.32, 0.29, 0.27, 0.26, 0.25, 0.24, 0.23, 0.22)
+
+
+@pytest.mark.parametrize("count", range(6, len(LEVELLING) + 1))
+def test_a_fall_that_levels_off_is_silent_from_the_sixth_sample_on(count: int) -> None:
+    falling = tuple(
+        Sample(EVERY * at, LAYER, 0, 0, "entropy_rest", value)
+        for at, value in enumerate(LEVELLING[:count], 1)
+    )
+    assert early_warnings(Training(EVERY * count, samples=falling)) == ()
+
+
+def test_a_collapse_that_fades_as_it_nears_zero_is_told_with_a_step_that_is_not_too_early() -> None:
+    # tests/training_scripts/faults/entropy_collapse.py, every second step: 0.2 is passed after step 16.
+    values = (1.941, 1.833, 1.414, 0.888, 0.552, 0.362, 0.262, 0.219, 0.192)
+    samples = tuple(Sample(2 * at, LAYER, 0, 0, "entropy_rest", value) for at, value in enumerate(values, 1))
+    told = [early_warnings(Training(2 * at, samples=samples[:at])) for at in range(6, 10)]
+    assert [one.evidence["at_step"] for found in told for one in found] == [15, 16, 17, 18]
+    assert (
+        "0.362 nats left at step 12, and at the present rate, which slows down, under 0.2 nats from step 15"
+        in (told[0][0].message)
+    )
+    assert "0.192 nats left at step 18, under 0.2 nats already" in told[-1][0].message
+
+
+def test_scores_beyond_their_next_threshold_are_not_said_to_reach_it() -> None:
+    samples = curve("score_max", doubling(40, 75), count=20)
+    beyond = (*samples[:-1], Sample(600, LAYER, 0, 0, "score_max", 140.0))
+    assert early_warnings(Training(600, samples=samples))
+    assert early_warnings(Training(600, samples=beyond)) == ()
+
+
 def test_a_history_too_short_to_show_the_loss_accuses_nobody() -> None:
     falling = (*heads(2, FALLING, FALLING), *scores(2, 30.0))
     assert early_warnings(Training(600, samples=falling, steps=losses(lambda step: 3.5, first=560))) == ()
@@ -529,6 +562,21 @@ def test_a_rise_whose_last_quarter_slows_down_goes_on_only_as_far_as_it_is_allow
     assert trend is not None
     assert trend.slope == pytest.approx(0.3)
     assert not trend.steady
+
+
+def test_a_rise_towards_a_limit_reaches_what_lies_below_it_and_nothing_beyond() -> None:
+    fades = slowing([(at, 10 * (1 - math.exp(-at / 20))) for at in range(0, 41, 2)])
+    assert fades is not None
+    left = 10 * math.exp(-2)
+    assert fades.decay == pytest.approx(1 / 20, rel=0.02)
+    assert fades.slope == pytest.approx(left / 20, rel=0.05)
+    assert fades.steps_to(left / 2) == pytest.approx(20 * math.log(2), rel=0.1)
+    assert fades.steps_to(1.1 * left) == math.inf
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_a_rise_that_keeps_its_speed_does_not_slow_down(power: int) -> None:
+    assert slowing([(at, float(at**power)) for at in range(40)]) is None
 
 
 def test_a_loss_falls_where_its_last_third_is_below_the_first_by_more_than_chance() -> None:

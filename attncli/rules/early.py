@@ -16,7 +16,7 @@ from attncli.records import Finding, Step, Training
 from attncli.rules.bounds import DTYPE_MAX
 from attncli.rules.measured import number
 from attncli.rules.rule import Observed, Rule
-from attncli.rules.trends import FEWEST, Point, falls_off, rise
+from attncli.rules.trends import FEWEST, Point, falls_off, rise, slowing
 
 
 def early_warnings(training: Training) -> tuple[Finding, ...]:
@@ -83,7 +83,7 @@ def _reaches_dtype(headroom: Sequence[Point], call: int, head: int, dtype: str) 
         return
     limit, (step, last) = DTYPE_MAX[dtype], bits[-1]
     at = step + math.ceil(trend.steps_to(0.0))
-    means = f"{dtype} ends at step {at}"
+    means = f"at the present rate {dtype} ends at step {at}"
     yield _Reach(head, call, "dot_absmax", step, limit * 2.0**last, 1 / trend.slope, limit, at, means)
 
 
@@ -104,9 +104,9 @@ def _reaches_threshold(scores: Sequence[Point], call: int, head: int) -> Iterato
         limit, means = passed[-1]
         at = next(at for at, value in scores if value >= limit)
         said = f"it is beyond {number(limit)} since step {at}, {means}"
-    elif ahead <= trend.span:
+    elif ahead <= trend.span and last < limit:
         at = step + math.ceil(ahead)
-        said = f"it reaches {number(limit)}, {means}, at step {at}"
+        said = f"at the present rate it reaches {number(limit)}, {means}, at step {at}"
     else:
         return
     yield _Reach(head, call, "score_max", step, last, 1 / trend.slope, limit, at, said)
@@ -128,20 +128,20 @@ def _entropy_falls(rule: Rule, observed: Observed) -> Iterator[Finding]:
             scores[layer, call, head] = metrics["score_max"][-1][1]
     said: set[str] = set()
     for (layer, call), series in heads.items():
-        falls = {head: found for head, points in series.items() if (found := _reaches_zero(points))}
+        falls = {head: found for head, points in series.items() if (found := _one_key(points))}
         if layer in said or len(falls) < _SHARE * len(series):
             continue
         large = [scores[layer, call, head] for head in falls if (layer, call, head) in scores]
-        if not _is_harmful(large, training.steps, next(iter(falls.values()))[0]):
+        if not _is_harmful(large, training.steps, next(iter(falls.values())).since):
             continue
         said.add(layer)
-        head, (_, at) = min(falls.items(), key=lambda item: item[1][1])
+        head, first = min(falls.items(), key=lambda item: item[1].at_step)
         step, value = series[head][-1]
         falling = "its only head falls" if len(series) == 1 else f"{len(falls)} of {len(series)} heads fall"
         reach = f", and scores reach {number(max(large))}" if large else ""
         yield rule.finding(
             f"{layer or 'attention'}: {falling} towards one key: beside the shared one, head {head} has "
-            f"{number(value)} nats left at step {step} and none from step {at} on{reach}.",
+            f"{number(value)} nats left at step {step}, {first.means}{reach}.",
             layer=layer or None,
             head=head,
             evidence={
@@ -151,24 +151,47 @@ def _entropy_falls(rule: Rule, observed: Observed) -> Iterator[Finding]:
                 "step": step,
                 "value": value,
                 "reaches": _NEAR_ZERO,
-                "at_step": at,
+                "at_step": first.at_step,
                 "heads": sorted(falls),
                 "score_max": max(large, default=None),
             },
         )
 
 
-def _reaches_zero(points: Sequence[Point]) -> tuple[int, int] | None:
-    """(the first step of the recent half of the fall, the step at which it ends); None where it does not go on."""
+class _Fall(NamedTuple):
+    """`since`: the first step of its recent half. `at_step`: where `_NEAR_ZERO` is reached; `means`: that in words."""
+
+    since: int
+    at_step: int
+    means: str
+
+
+def _one_key(points: Sequence[Point]) -> _Fall | None:
+    """The fall of a head's entropy towards one key; None where it does not go on."""
     if len(points) < FEWEST:
         return None
     early = statistics.median(value for _, value in points[:3])
     if not _NEAR_ZERO <= _latest(points) <= min(_FALLEN * early, _LOW):
         return None
-    trend = rise([(step, -value) for step, value in points], (1 - _FALLEN) * early, _KEEPS)
-    if trend is None or not 0 <= (ahead := trend.steps_to(-_NEAR_ZERO)) <= trend.span:
+    falling = [(step, -value) for step, value in points]
+    trend = rise(falling, (1 - _FALLEN) * early)
+    if trend is None:
         return None
-    return points[len(points) // 2][0], points[-1][0] + math.ceil(ahead)
+    since, (step, value) = points[len(points) // 2][0], points[-1]
+    if value <= _NEAR_ZERO:
+        return _Fall(since, step, f"under {_NEAR_ZERO} nats already")
+    fades = slowing(falling)
+    if fades is None:
+        ahead, most, rate = trend.steps_to(-_NEAR_ZERO), float(trend.span), "at the present rate"
+    else:
+        # What falls towards 0 may lose speed with what is left; towards a floor, earlier.
+        towards_zero = value * math.log(value / _NEAR_ZERO) / fades.slope if fades.slope else math.inf
+        ahead = max(fades.steps_to(value - _NEAR_ZERO), towards_zero)
+        most, rate = trend.span * _SLOWING, "at the present rate, which slows down,"
+    if not 0 <= ahead <= most:
+        return None
+    at = step + math.ceil(ahead)
+    return _Fall(since, at, f"and {rate} under {_NEAR_ZERO} nats from step {at} on")
 
 
 def _is_harmful(scores: Sequence[float], steps: Sequence[Step], since: int) -> bool:
@@ -203,7 +226,8 @@ _SURE = 12
 _NEAR_ZERO = 0.2
 _FALLEN = 2 / 3
 _LOW = 1.0
-_KEEPS = 0.8
+# What slows down is told of this part of the watched steps ahead: few samples fit a floor as well as none.
+_SLOWING = 0.25
 _SHARE = 0.5
 
 EARLY_RULES: tuple[Rule, ...] = (
@@ -218,12 +242,12 @@ EARLY_RULES: tuple[Rule, ...] = (
         "quarter; the step at which the trend reaches the limit",
         threshold="the dtype's largest number at most 5 doublings away, scores of 1 000 and 10 000, or 100 from 50 on "
         "where 12 samples do not slow down; reached within as many steps as were watched, after a doubling at least "
-        "and 3 times the noise; never where growth levels off",
+        "and 3 times the noise; 6 samples at least; never where growth levels off",
         source="100: Kimi K2, arXiv 2507.20534; 1e3 and 1e4: Wortsman et al. 2023, arXiv 2309.14322 §3.3; how far "
         "ahead: attncli",
         provenance="heuristic",
-        example="Head 1 of blocks.3.attn doubles its largest q·k every 40 steps; 4 100 at step 600 is the end of "
-        "float16 at step 760.",
+        example="Head 1 of blocks.3.attn doubles its largest q·k every 40 steps; 4 100 at step 600 is, at this rate, "
+        "the end of float16 at step 760.",
         remedy="Normalise q and k (QK-norm), clip them (QK-Clip), lower the learning rate or lengthen its warm-up; in "
         "float16 scale q before the product, (q * scale) @ k, or use bfloat16.",
         check=_scores_grow,
@@ -235,13 +259,15 @@ EARLY_RULES: tuple[Rule, ...] = (
         what="The attention of a layer falls steadily towards one key, and the model gains nothing by it.",
         why="A one-hot softmax passes no gradient; collapsing entropy precedes divergence.",
         formula="Theil–Sen slope of the entropy without the sink key over the steps, the least of the sampled window, "
-        "its recent half and its last quarter; the step at which the trend reaches 0.2 nats",
+        "its recent half and its last quarter; the step at which the trend reaches 0.2 nats, by a rate that decays as "
+        "it has since the steepest third where the last has less than 0.8 of it",
         threshold="at least half of the layer's heads have lost a third, have 1 nat left at most and reach 0.2 within "
-        "as many steps as were watched, while scores are 100 or more or the loss does not fall; never where the fall "
-        "levels off",
+        "as many steps as were watched, a quarter of them where the fall slows down, while scores are 100 or more or "
+        "the loss does not fall; 6 samples at least; never where the fall levels off",
         source="Zhai et al. 2023, arXiv 2303.06296 (low entropy precedes divergence); the numbers: attncli",
         provenance="heuristic",
-        example="All 4 heads of a layer have 0.9 nats left at step 120 and will have none at step 150.",
+        example="All 4 heads of a layer have 0.9 nats left at step 120 and, at the present rate, under 0.2 from step "
+        "150 on.",
         remedy="Check that scores are scaled by 1/sqrt(head_dim); normalise q and k (QK-norm) or bound their weights "
         "(σReparam); lower the learning rate or lengthen its warm-up.",
         check=_entropy_falls,

@@ -31,9 +31,10 @@ class Trend(NamedTuple):
 def rise(points: Sequence[Point], least: float, keeps: float = 0.5) -> Trend | None:
     """The rise of `points` (steps ascending, values finite); None where there is none that goes on.
 
-    It goes on where the whole window, its recent half and its last quarter (four points at least) rise: three of four
-    pairs of points lie in order, the whole rises by `least` and by three times its noise, and the last quarter rises
-    at `keeps` of the rate of the recent half or more. What grows and levels off fails the last one.
+    It goes on where the whole window, its recent half and its last quarter (four points at least, or all but one of
+    the half) rise: three of four pairs of points lie in order, the whole rises by `least` and by three times its noise,
+    and the last quarter rises at `keeps` of the rate of the recent half or more. What grows and levels off fails the
+    last one.
     Cost: at most 1 500 pairs of points. Source: Theil 1950, Sen 1968 (slope), Kendall 1938 (pairs in order).
     """
     if len(points) < FEWEST:
@@ -43,7 +44,7 @@ def rise(points: Sequence[Point], least: float, keeps: float = 0.5) -> Trend | N
     whole, recent = _slope(thinned), _slope(_thinned(half))
     if whole is None or recent is None:
         return None
-    latest = _slope(points[-max(_LEAST_RECENT, len(points) // 4) :])
+    latest = _slope(points[-max(min(_LEAST_RECENT, len(half) - 1), len(points) // 4) :])
     if latest is None or latest < keeps * recent:
         return None
     span, last = points[-1][0] - points[0][0], points[-1][0]
@@ -54,6 +55,37 @@ def rise(points: Sequence[Point], least: float, keeps: float = 0.5) -> Trend | N
     level = statistics.median(value - recent * (step - last) for step, value in half)
     steady = latest >= _STEADY * recent and recent >= _STEADY * whole
     return Trend(min(whole, recent, latest), level, steady, span)
+
+
+class Slowing(NamedTuple):
+    """A rise that has lost speed. `slope`: per step, at the last one; `decay`: slopes go with e^(−decay·step)."""
+
+    slope: float
+    decay: float
+
+    def steps_to(self, ahead: float) -> float:
+        """Steps until `ahead` more is reached, slowing down as it does; infinite where it levels off before."""
+        if self.decay * ahead >= self.slope:
+            return math.inf
+        return -math.log1p(-self.decay * ahead / self.slope) / self.decay
+
+
+def slowing(points: Sequence[Point], least: float = 0.8) -> Slowing | None:
+    """How a rise slows down from its steepest third to its last; None where that has `least` of its slope or more.
+
+    Cost: at most 1 500 pairs of points, for 64 of them.
+    """
+    size = max(_LEAST_THIRD, len(points) // 3)
+    last = points[-size:]
+    before = [points[at : at + size] for at in range(0, len(points) - size, max(1, size // 2))]
+    steepest = max(before, key=lambda third: _slope(third) or 0.0)
+    slope, most = _slope(last), _slope(steepest) or 0.0
+    if slope is None:
+        return Slowing(0.0, 0.0)
+    if slope >= least * most:
+        return None
+    decay = math.log(most / slope) / (_middle(last) - _middle(steepest))
+    return Slowing(slope * math.exp(-decay * (last[-1][0] - _middle(last))), decay)
 
 
 def falls_off(values: Sequence[float]) -> bool:
@@ -84,6 +116,10 @@ def _slope(points: Sequence[Point]) -> float | None:
     return statistics.median(slopes)
 
 
+def _middle(points: Sequence[Point]) -> float:
+    return (points[0][0] + points[-1][0]) / 2
+
+
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     if len(points) <= _ENOUGH:
         return points
@@ -95,6 +131,7 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
 
 FEWEST = 6
 _LEAST_RECENT = 4
+_LEAST_THIRD = 3
 _ENOUGH = 32
 _IN_ORDER = 0.75
 _BEYOND_NOISE = 3.0
