@@ -8,7 +8,7 @@ from dataclasses import replace
 from html import unescape
 
 import pytest
-from ci_reports import HOSTILE, REPORTS, golden, many, mismatch, rendered, report, unlike
+from ci_reports import HOSTILE, NAN_FINDING, ORIGIN, REPORTS, golden, many, mismatch, rendered, report, unlike
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -51,12 +51,14 @@ def tokens(text: str) -> list[Token]:
 def tables(text: str) -> list[list[list[str]]]:
     """Every table as rows of the text of its cells."""
     made: list[list[list[str]]] = []
+    inside = False
     for token in tokens(text):
+        inside = token.type == "table_open" or (inside and token.type != "table_close")
         if token.type == "table_open":
             made.append([])
         elif token.type == "tr_open":
             made[-1].append([])
-        elif token.type == "inline" and made and token.level > 3:
+        elif token.type == "inline" and inside:
             made[-1][-1].append(shown(token))
     for table in made:
         assert {len(row) for row in table} == {len(table[0])}
@@ -105,6 +107,40 @@ def test_findings_are_collapsed_over_layers() -> None:
     ]  # fmt: skip
     assert [row[0] for row in rows] == ["error", "warning", "note"]
     assert rows[2][2] == "the whole model"
+
+
+@pytest.mark.parametrize("command", ["nan-check", "check"])
+def test_an_origin_is_told_with_its_cause_its_way_and_its_proof(command: str) -> None:
+    text = rendered("nan", "markdown") if command == "nan-check" else markdown.text(
+        replace(REPORTS["nan"], command="check")
+    )  # fmt: skip
+    tokens(text)
+    assert (
+        "\n**Origins of NaN and Inf**\n\n"
+        "- **NaN born in decoder.0.attn** · bmm · forward · float16\n"
+        "  - cause: overflow\n"
+        "  - line: src/model.py:41\n"
+        "  - at: batch 0, head 1, query 2, key 3\n"
+        "  - way: bmm\n"
+        "  - seen in: loss\n"
+        "  - proof: in float32 it is finite\n\n"
+    ) in text
+
+
+def test_an_origin_of_no_layer_stands_in_its_module() -> None:
+    born = replace(NAN_FINDING, layer=None, evidence={"module": "mlp.up"})
+    assert tables(markdown.text(report(findings=(born,))))[0][1][2] == "mlp.up"
+    nowhere = replace(born, evidence={"module": None})
+    assert tables(markdown.text(report(findings=(nowhere,))))[0][1][2] == "the whole model"
+    trained = report(findings=(nowhere,), run={"training": {}})
+    assert tables(markdown.text(trained))[0][1][2] == "the training run"
+
+
+def test_names_in_an_origin_are_text() -> None:
+    odd = replace(
+        ORIGIN, module=HOSTILE, tensor=HOSTILE, source=HOSTILE, evidence={"proof": HOSTILE, "seen": [HOSTILE]}
+    )
+    tokens(markdown.text(report(origins=(odd,) * 400)))
 
 
 def test_advice_is_given_once_for_a_rule() -> None:

@@ -181,6 +181,18 @@ def test_columns_that_a_terminal_has_no_room_for_are_named() -> None:
     assert all(name in wide for name in ("learning rate", "largest parameter"))
 
 
+@pytest.mark.parametrize("columns", [40, 50, 80, 133])
+@pytest.mark.parametrize("name", REPORTS)
+def test_parts_stand_one_empty_line_apart(name: str, columns: int) -> None:
+    short = REPORTS[name]
+    training = (short.run or {})["training"]
+    short = replace(
+        short, run={**(short.run or {}), "training": {**training, "steps": training["steps"][-3:]}}
+    )
+    for report in (REPORTS[name], short):
+        assert "\n\n\n" not in re.sub(r" +\n", "\n", drawn(report, columns))
+
+
 def test_only_columns_with_numbers_are_shown_and_the_faulty_step_is_marked() -> None:
     training = {
         "steps": [
@@ -231,6 +243,12 @@ def test_the_finding_of_a_fault_lies_in_the_line_that_saw_it() -> None:
         report, origins=(), findings=(replace(report.findings[0], evidence={"source": FAULT.source}),)
     )
     assert "file=train.py,line=88," in FORMATS["github"].text(unknown)
+
+
+def test_a_fault_of_no_layer_is_one_of_the_training_run() -> None:
+    comment = FORMATS["markdown"].text(REPORTS["scale"])
+    assert "| the training run | Step 60: " in comment
+    assert "whole model" not in comment
 
 
 def test_the_case_of_a_run_is_named_for_what_it_is() -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from attncli.records import Change, Finding, Report
+from attncli.records import Change, Finding, Origin, Report
 from attncli.render.collapsed import Collapsed, collapsed, tally
 from attncli.render.folds import Fold, folds
 from attncli.render.observed import notes, subject, unobserved, verdict
@@ -101,17 +101,20 @@ def _sections(report: Report) -> Iterable[_Section]:
     groups = collapsed(report.findings, report.layers)
     known = collapsed(report.known, report.layers)
     changes = [_change(change) for change in report.changes]
-    rows = [_row(group, place(group.first)) for group in groups]
+    whole = "the training run" if "training" in (report.run or {}) else "the whole model"
+    rows = [_row(group, place(group.first), whole) for group in groups]
     yield _Section(_table(_FINDINGS), rows, "", "kinds of findings, the mildest", 0.2)
     training = (report.run or {}).get("training") or {}
     facts = [f"- {escaped(name)}: {_clipped(words)}\n" for name, words in fault_facts(training)]
     yield _Section(f"\n**{_clipped(headline(training))}**\n\n", facts, "", "facts of the step", 0.1)
+    born = [_origin(origin) for origin in report.origins]
+    yield _Section("\n**Origins of NaN and Inf**\n\n", born, "", "origins", 0.15)
     yield _Section(
         "\n**Not observed**\n\n", _not_observed(report), "", "reasons why nothing was observed", 0.1
     )
     yield _Section("\n**What helps**\n\n", _advice(groups), "", "pieces of advice", 0.1)
     yield _folded(_counted(len(report.changes), "change"), _CHANGES, changes, "changes", 0.15)
-    known_rows = [_row(group, place(group.first)) for group in known]
+    known_rows = [_row(group, place(group.first), whole) for group in known]
     history_columns, steps = history(training, _STEPS)
     step_rows = [_cells(map(_clipped, step)) for step in steps]
     yield _folded(f"The last {_counted(len(steps), 'step')}", history_columns, step_rows, "steps", 0.1)
@@ -159,13 +162,22 @@ def _without_middle(name: str, longest: int) -> str:
 # --- rows ---------------------------------------------------------------------------------------------
 
 
-def _row(group: Collapsed, place: Place) -> str:
+def _row(group: Collapsed, place: Place, whole: str) -> str:
     first = group.first
-    where = code(group.where) or "the whole model"
+    modules = dict.fromkeys(str(one.evidence.get("module") or "") for one in group.findings)
+    where = code(group.where) or code(", ".join(filter(None, modules))) or whole
     file = code(place.file if place.line is None else f"{place.file}:{place.line}")
     severity = f"**{first.severity}**" if first.severity == "error" else first.severity
     rule = f"{escaped(first.code)} {escaped(first.name)}"
     return _cells([severity, rule, where, _clipped(group.sentence), file])
+
+
+def _origin(origin: Origin) -> str:
+    from attncli.render.origins import origin_facts, origin_title  # brings rich, for the terminal
+
+    title, details = origin_title(origin)
+    facts = [f"  - {name}: {_clipped(words)}\n" for name, words in origin_facts(origin)]
+    return f"- **{_clipped(title)}** · {_clipped(details)}\n{''.join(facts)}"
 
 
 def _advice(groups: Sequence[Collapsed]) -> list[str]:

@@ -23,13 +23,41 @@ def origin_parts(report: Report) -> list[RenderableType]:
         lines = Table.grid(padding=(0, 2, 0, 0))
         lines.add_column(style="dim", no_wrap=True, min_width=7)
         lines.add_column(overflow="fold")
-        for name, text in _facts(origin):
-            if text:
-                lines.add_row(name, text)
+        for name, words in origin_facts(origin):
+            lines.add_row(name, Text(words, style=_style(origin) if name == "proof" else ""))
         parts.append(Group(_title(origin, number, total), Padding(lines, (0, 0, 1, 2))))
     if total > _MOST:
         parts.append(Text(f"{total - _MOST} more origins are in --format json", style="dim"))
     return parts
+
+
+def origin_title(origin: Origin) -> tuple[str, str]:
+    """What was born where, and what made it: "NaN born in decoder.0.attn", "bmm · forward · float16"."""
+    name = {"nan": "NaN", "+inf": "+Inf", "-inf": "−Inf"}[origin.value]
+    born = "was there before" if origin.op == "leaf" else "born"
+    what = origin.tensor if origin.op == "leaf" and origin.tensor else origin.op
+    place = f" in {clean(origin.module)}" if origin.module and origin.op != "leaf" else ""
+    return f"{name} {born}{place}", f"{clean(what)} · {origin.phase} · {clean(origin.dtype)}"
+
+
+def origin_facts(origin: Origin) -> list[tuple[str, str]]:
+    """(name, words) of everything that is known of an origin, none of them empty."""
+    evidence = origin.evidence
+    at = ", ".join(f"{name} {_plain(value)}" for name, value in (origin.at or {}).items())
+    if at and evidence.get("count") and evidence.get("of"):
+        at += f" ({_grouped(evidence['count'])} of {_grouped(evidence['of'])} elements)"
+    echo = evidence.get("echo") or {}
+    known = {
+        "cause": origin.cause,
+        "line": clean(origin.source or ""),
+        "in": f"the gradient of {evidence['forward_op']}" if evidence.get("forward_op") else "",
+        "at": at,
+        "echo": clean(f"{echo['op']} in {echo['module']}" if echo.get("module") else str(echo.get("op", ""))),
+        "way": _way(origin.path),
+        "seen in": _seen(evidence.get("seen") or ()),
+        "proof": _proof(origin),
+    }
+    return [(name, words) for name, words in known.items() if words]
 
 
 def nan_verdict(report: Report, tally: str) -> Text:
@@ -67,38 +95,8 @@ def headroom_words(run: Mapping[str, Any]) -> str:
 
 
 def _title(origin: Origin, number: int, total: int) -> Text:
-    which = f"{number} of {total}: " if total > 1 else ""
-    name = {"nan": "NaN", "+inf": "+Inf", "-inf": "−Inf"}[origin.value]
-    born = "was there before" if origin.op == "leaf" else "born"
-    what = origin.tensor if origin.op == "leaf" and origin.tensor else origin.op
-    place = f" in {clean(origin.module)}" if origin.module and origin.op != "leaf" else ""
-    return Text.assemble(
-        f"{which}",
-        (f"{name} {born}{place}", "bold"),
-        f" · {clean(what)} · {origin.phase} · {clean(origin.dtype)}",
-    )
-
-
-def _facts(origin: Origin) -> list[tuple[str, Text]]:
-    evidence = origin.evidence
-    at = ", ".join(f"{name} {_plain(value)}" for name, value in (origin.at or {}).items())
-    if evidence.get("count") and evidence.get("of"):
-        at += f" ({_grouped(evidence['count'])} of {_grouped(evidence['of'])} elements)"
-    backward = f"the gradient of {evidence['forward_op']}" if evidence.get("forward_op") else ""
-    if not origin.at:
-        at = ""
-    echo = evidence.get("echo") or {}
-    first = f"{echo['op']} in {echo['module']}" if echo.get("module") else str(echo.get("op", ""))
-    return [
-        ("cause", Text(origin.cause)),
-        ("line", Text(clean(origin.source or ""))),
-        ("in", Text(backward)),
-        ("at", Text(at)),
-        ("echo", Text(clean(first))),
-        ("way", Text(_way(origin.path))),
-        ("seen in", Text(_seen(evidence.get("seen") or ()))),
-        ("proof", _proof(origin)),
-    ]
+    title, details = origin_title(origin)
+    return Text.assemble(f"{number} of {total}: " if total > 1 else "", (title, "bold"), f" · {details}")
 
 
 def _way(path: Sequence[Mapping[str, str]]) -> str:
@@ -119,11 +117,13 @@ def _seen(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - _NAMED} more" if len(names) > _NAMED else shown
 
 
-def _proof(origin: Origin) -> Text:
+def _proof(origin: Origin) -> str:
     words = clean(str(origin.evidence.get("proof") or "not tried"))
-    style = {True: "green", False: "yellow", None: "yellow"}[origin.confirmed]
-    label = {True: "", False: "not confirmed: ", None: "not confirmed: "}[origin.confirmed]
-    return Text(f"{label}{words}", style=style)
+    return words if origin.confirmed else f"not confirmed: {words}"
+
+
+def _style(origin: Origin) -> str:
+    return "green" if origin.confirmed else "yellow"
 
 
 def _phases(run: Mapping[str, Any]) -> str:

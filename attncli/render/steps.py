@@ -55,16 +55,13 @@ def training_parts(report: Report, console: Console) -> list[RenderableType]:
     if len(columns) > 1 and (title or report.findings):
         cells = [[Text(cell) for cell in row] for row in rows]
         told = f"The last {len(rows)} steps" if len(rows) > 1 else "The last step"
+        table = table_or_lines(columns, cells, console, left=("", "its name"))
         drawn = _sparkline(training, console.width)
-        parts.append(
-            Group(
-                Text(told, style="bold"),
-                table_or_lines(columns, cells, console, left=("", "its name")),
-                *([Text(f"too narrow for: {', '.join(left_out)}", style="dim")] if left_out else []),
-                *([drawn] if drawn is not None else []),
-                Text(),
-            )
-        )
+        below = [Text(f"too narrow for: {', '.join(left_out)}", style="dim")] if left_out else []
+        below += [drawn] if drawn is not None else []
+        # A table ends with an empty line of its own.
+        end = [] if isinstance(table, Table) and not below else [Text()]
+        parts.append(Group(Text(told, style="bold"), table, *below, *end))
     return parts
 
 
