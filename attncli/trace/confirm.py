@@ -9,6 +9,7 @@ float64 beside the model's own dtype, until it fits that dtype again.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,8 +22,15 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from attncli.trace.causes import SINGULAR_GRADIENTS, Case
-from attncli.trace.facts import exceeds
+from attncli.trace.causes import (
+    DOMAINS,
+    SECOND_OPERAND,
+    SINGULAR_GRADIENTS,
+    Case,
+    has_number_as_base,
+    log_size,
+)
+from attncli.trace.facts import LARGEST, exceeds
 from attncli.trace.naming import clean
 from attncli.trace.ops import op_of
 from attncli.trace.origins import user_place
@@ -261,6 +269,44 @@ def _widen(case: Case) -> Change:
     return Change(f"with {case.name} and what follows in float64 until it fits {case.dtype} again", alters)
 
 
+def _fit(case: Case) -> Change:
+    """Widened where float64 has room for the result and for what is made of it; held small where it has not."""
+    if case.seen and (case.dtype == "float64" or log_size(case) > _ROOM):
+        return _held_small(case)
+    return _widen(case)
+
+
+def _held_small(case: Case) -> Change:
+    """Takes the overflow away where it arises. An input is written to only where its derivative overflows as well:
+
+    others that read it see that too.
+    """
+    op = case.name
+    words = f"with the input of {op} held at {_SMALL} where {op} overflows"
+    if op in ("sinh", "cosh", "pow", "square"):
+        numbers = case.facts.get("scalars", ())[:1] if op == "pow" else ()
+        number_first = has_number_as_base(case)
+
+        def lowered(tensors: list[Tensor]) -> None:
+            inputs = [*numbers, *tensors[:2]] if number_first else [*tensors[:2], *numbers]
+            inputs = inputs[: 2 if op == "pow" else 1]
+            beyond = torch.isinf(getattr(torch, op)(*inputs))
+            tensors[0].masked_fill_(beyond.int().sum_to_size(tensors[0].shape) > 0, _SMALL)
+
+        return Change(words, {case.origin.at: Alter(before=lowered)})
+    benign = 1.0
+    if op in _EXPONENTIAL:
+        benign = float(getattr(torch, op)(torch.tensor(_SMALL)))
+    else:
+        words = f"with 1 in place of what {op} made where it overflows"
+
+    def replaced(tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.data.masked_fill_(~torch.isfinite(tensor), benign)
+
+    return Change(words, {case.origin.at: Alter(after=replaced)})
+
+
 def _unmask(case: Case) -> Change:
     def open_rows(tensors: list[Tensor]) -> None:
         scores = tensors[0]
@@ -277,9 +323,13 @@ def _unmask(case: Case) -> Change:
 
 def _scale(case: Case) -> Change:
     scores = case.scores
-    fits = not exceeds(case.facts.get("exact", 0.0) * (scores.expected if scores else 1.0), case.dtype)
-    if scores is None or scores.scale is None or not scores.unscaled or not fits:
-        return _widen(case)
+    if (
+        scores is None
+        or scores.scale is None
+        or not scores.unscaled
+        or not _fits_scaled(case, scores.expected)
+    ):
+        return _fit(case)
     factor = scores.expected / scores.scale
 
     def scaled(tensors: list[Tensor]) -> None:
@@ -291,6 +341,13 @@ def _scale(case: Case) -> Change:
     )
 
 
+def _fits_scaled(case: Case, factor: float) -> bool:
+    """Whether the dtype holds the scores, or their exponential, with the factor that was left out."""
+    if case.name in _EXPONENTIAL:
+        return not case.values or case.values[0] * factor < math.log(LARGEST.get(case.dtype, math.inf))
+    return not exceeds(case.facts.get("exact", 0.0) * factor, case.dtype)
+
+
 def _nudge(case: Case) -> Change:
     """Moves operands off the point where a function or its derivative is not finite."""
     origin = case.origin
@@ -299,29 +356,31 @@ def _nudge(case: Case) -> Change:
         forward = None  # a backward pass of the user's own: its operators are changed themselves
     op = forward.op if forward is not None else case.name
     at = forward.at if forward is not None else origin.at
-    denominator = op in ("div", "true_divide")
-    if denominator and forward is None and len(case.values) < 2:
+    domain = DOMAINS.get(op)
+    if op in ("div", "true_divide") and forward is None and len(case.values) < 2:
         return _finite(case)  # the divisor is a number in the code
 
     def moved(tensors: list[Tensor]) -> None:
         floats = [t for t in tensors if t.is_floating_point() or t.is_complex()]
-        target = floats[1] if denominator and len(floats) > 1 else floats[0]
-        bad = (target == 0) | ~torch.isfinite(target)
-        if op in _POSITIVE and not target.is_complex():
-            bad = bad | (target < 0)
+        target = floats[1] if op in SECOND_OPERAND and len(floats) > 1 else floats[0]
+        bad = ~torch.isfinite(target)
+        if domain is not None and not target.is_complex():
+            bad = bad | (target <= domain.low) | (target >= domain.high)
+        else:
+            bad = bad | (target == 0)
         if op in _EXPONENTIAL:
-            bad = bad | ~torch.isfinite(target.exp())
-        if op in ("acos", "asin", "atanh"):
-            bad = bad | (target.abs() >= 1)
-        benign = 0.5
+            bad = bad | ~torch.isfinite(getattr(torch, op)(target))
         if op in ("std", "var", "std_mean"):
             target.add_(
                 torch.linspace(0, 1, target.numel(), device=target.device, dtype=target.dtype).view_as(target)
             )
             return
-        target.masked_fill_(bad, benign)
+        target.masked_fill_(bad, domain.inside if domain is not None else _SMALL)
 
-    return Change(f"with the input of {op} moved off the singular point", {at: Alter(before=moved)})
+    value = case.values[-1 if op in SECOND_OPERAND else 0] if case.values else 0.0
+    outside = domain is not None and forward is None and not domain.low <= value <= domain.high
+    where = "into its domain" if outside else "off the singular point"
+    return Change(f"with the input of {op} moved {where}", {at: Alter(before=moved)})
 
 
 def _hold(case: Case) -> Change:
@@ -497,6 +556,7 @@ CHANGES: dict[str, Callable[[Case], Change]] = {
     "finite": _finite,
     "replace": _replace,
     "widen": _widen,
+    "fit": _fit,
     "unmask": _unmask,
     "scale": _scale,
     "nudge": _nudge,
@@ -504,4 +564,7 @@ CHANGES: dict[str, Callable[[Case], Change]] = {
     "kernel": _kernel,
 }
 _EXPONENTIAL = frozenset(("exp", "exp2", "expm1", "sinh", "cosh"))
-_POSITIVE = frozenset(("sqrt", "rsqrt", "log", "log2", "log10", "pow"))
+# What an input is moved to: no function of the tables is singular there, but those that say so in `DOMAINS`.
+_SMALL = 0.5
+# Logarithm of a number of which float64 holds the square, and a sum of such squares, as losses take.
+_ROOM = math.log(1e150)

@@ -242,7 +242,7 @@ def _record(
         },
         path=tuple({"module": node.module, "op": node.op.name} for node in _thinned(case.path)),
         message=message,
-        advice=cause.advice,
+        advice=cause.advises(evidence),
     )
 
 

@@ -7,9 +7,22 @@ all. `change` names what is altered when the step is repeated for proof.
 
 from __future__ import annotations
 
+from attncli.trace.causes.advice import (
+    against_exponential,
+    against_growing_states,
+    against_logarithm_of_zero,
+    against_lost_eps,
+    against_nothing_left,
+    against_power,
+    against_range,
+    against_scores,
+    against_singular_gradient,
+    against_steep_gradient,
+)
 from attncli.trace.causes.case import Case, Cause, Evidence, common, place_of
 from attncli.trace.causes.leaves import (
     leaf,
+    leaf_in_training,
     optimizer,
     optimizer_divides,
     optimizer_moved,
@@ -29,6 +42,8 @@ from attncli.trace.causes.masks import (
     zero_times_infinity,
 )
 from attncli.trace.causes.overflow import (
+    has_number_as_base,
+    log_size,
     overflow_add,
     overflow_cast,
     overflow_exp,
@@ -40,6 +55,8 @@ from attncli.trace.causes.overflow import (
     overflow_square,
 )
 from attncli.trace.causes.singular import (
+    DOMAINS,
+    SECOND_OPERAND,
     SINGULAR_GRADIENTS,
     anything,
     box,
@@ -50,14 +67,25 @@ from attncli.trace.causes.singular import (
     labels,
     logarithm,
     negative_variance,
-    root,
+    outside_domain,
     singular_gradient,
     where_trap,
     zero_row,
     zero_variance,
 )
 
-__all__ = ["CAUSES", "SINGULAR_GRADIENTS", "Case", "Cause", "cause_of", "place_of"]
+__all__ = [
+    "CAUSES",
+    "DOMAINS",
+    "SECOND_OPERAND",
+    "SINGULAR_GRADIENTS",
+    "Case",
+    "Cause",
+    "cause_of",
+    "has_number_as_base",
+    "log_size",
+    "place_of",
+]
 
 
 def cause_of(case: Case) -> tuple[Cause, Evidence]:
@@ -70,8 +98,6 @@ def cause_of(case: Case) -> tuple[Cause, Evidence]:
 
 
 # --- tables -------------------------------------------------------------------------------------------
-
-_UPCAST = "Compute this operator in float32, or keep its inputs smaller; bfloat16 has the range of float32."
 
 CAUSES: tuple[Cause, ...] = (
     Cause(
@@ -89,6 +115,16 @@ CAUSES: tuple[Cause, ...] = (
             "the table)"
         ),
         advice="Repair or re-initialise that row; check how the table was resized or trained.",
+        change="replace",
+    ),
+    Cause(
+        "bad-leaf",
+        leaf_in_training,
+        says="{subject} holds {what} among {of} elements when this step first reads it{slices}",
+        advice=(
+            "The step did not make it. If it was sound when training began, something wrote to it between two updates: "
+            "an edit by the training loop, the first half of a SAM step, averaged weights that were copied back."
+        ),
         change="replace",
     ),
     Cause(
@@ -137,7 +173,7 @@ CAUSES: tuple[Cause, ...] = (
         "optimizer-overflow",
         optimizer,
         says="optimiser step {step} overflows on finite gradients",
-        advice="Keep optimiser states in float32; lower the learning rate.",
+        advice=against_growing_states,
         change="widen",
     ),
     Cause(
@@ -211,40 +247,36 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "overflow-scores",
         overflow_scores,
-        says="q·k = {exact:,.0f} at {at}; {dtype} ends at {limit:,.0f}{scaling}",
-        advice=(
-            "Scale q by 1/√head_dim before the product, compute the scores in float32, or use a fused kernel."
-        ),
+        says="q·k {reaches} at {at}; {dtype} ends at {ends}{scaling}",
+        advice=against_scores,
         change="scale",
     ),
     Cause(
         "overflow-gradient",
         overflow_gradient,
-        says="the gradient {exact:.4g} in the backward of {forward_op} is beyond {dtype}",
-        advice="Lower the loss scale (a GradScaler does), clip, or compute this operator in float32.",
-        change="widen",
+        says="the gradient{size} in the backward of {forward_op} is beyond {dtype}",
+        advice=against_steep_gradient,
+        change="fit",
     ),
     Cause(
         "overflow-product",
         overflow_product,
-        says=("{of_what} reaches {exact:,.0f}; {dtype} ends at {limit:,.0f} ({overflowed} of {of} elements)"),
-        advice=_UPCAST,
-        change="widen",
+        says="{of_what} {reaches}; {dtype} ends at {ends} ({overflowed} of {of} elements)",
+        advice=against_range,
+        change="fit",
     ),
     Cause(
         "overflow-cast",
         overflow_cast,
         says="{value:.5g} in {from_dtype} is beyond {dtype} ({limit:.5g})",
-        advice=_UPCAST,
+        advice=against_range,
         change="widen",
     ),
     Cause(
         "overflow-exp",
         overflow_exp,
-        says="exp({value:.4g}) is beyond {dtype}, which holds exp up to {limit:.4g}{scaling}",
-        advice=(
-            "Use torch.softmax or logsumexp, which subtract the maximum; scale the scores by 1/√head_dim."
-        ),
+        says="{op}({value:.4g}) is beyond {dtype}, which holds {op} up to {limit:.4g}{scaling}",
+        advice=against_exponential,
         change="scale",
     ),
     Cause(
@@ -265,21 +297,21 @@ CAUSES: tuple[Cause, ...] = (
         "empty-reduction",
         empty,
         says="{op} of {reduced} element(s) (correction {correction}) is undefined",
-        advice="Skip empty groups, or use correction=0 for a single sample.",
+        advice=against_nothing_left,
         change="finite",
     ),
     Cause(
         "eps-underflow",
         eps_underflow,
         says="the eps {eps:.3g} is 0 in {dtype}, whose smallest number is {smallest:.3g}",
-        advice="Use an eps that the dtype holds (1e-5 in float16), or normalise in float32.",
+        advice=against_lost_eps,
         change="widen",
     ),
     Cause(
         "singular-gradient",
         singular_gradient,
         says="the gradient of {op} is not finite here: {derivative}",
-        advice="Add an eps inside, or mask the input (not the output) where it is singular.",
+        advice=against_singular_gradient,
         change="nudge",
     ),
     Cause(
@@ -293,8 +325,8 @@ CAUSES: tuple[Cause, ...] = (
         "overflow-square",
         overflow_square,
         says="{value:.5g} to the power {power:g} is beyond {dtype} ({limit:.5g})",
-        advice="Square in float32, as RMSNorm implementations do.",
-        change="widen",
+        advice=against_power,
+        change="fit",
     ),
     Cause(
         "division-by-zero",
@@ -307,7 +339,7 @@ CAUSES: tuple[Cause, ...] = (
         "log-of-zero",
         logarithm,
         says="{op} of {value:.4g}{hint}",
-        advice="Use log_softmax, logsigmoid or xlogy, or clamp before the logarithm.",
+        advice=against_logarithm_of_zero,
         change="nudge",
     ),
     Cause(
@@ -326,31 +358,31 @@ CAUSES: tuple[Cause, ...] = (
     ),
     Cause(
         "outside-domain",
-        root,
-        says="{op} of {value:.7g} is not a real number",
-        advice="Clamp the input to the function's domain.",
+        outside_domain,
+        says="{op} of {shown} is {instead}",
+        advice="Clamp the input to where the function is defined and finite, or find what put it outside.",
         change="nudge",
     ),
     Cause(
         "overflow-sum",
         overflow_add,
         says="{values[0]:.5g} and {values[1]:.5g}, each finite, add up beyond {dtype} ({limit:.5g})",
-        advice=_UPCAST,
-        change="widen",
+        advice=against_range,
+        change="fit",
     ),
     Cause(
         "overflow-factor",
         overflow_factor,
-        says="{values[0]:.4g} {sign} {values[1]:.4g} = {result:.4g} is beyond {dtype} ({limit:.5g})",
-        advice=_UPCAST,
-        change="widen",
+        says="{values[0]:.4g} {sign} {values[1]:.4g}{equals} is beyond {dtype} ({limit:.5g})",
+        advice=against_range,
+        change="fit",
     ),
     Cause(
         "overflow-reduction",
         overflow_reduction,
-        says=("{reduced} numbers of up to {absmax:.4g} add up to {exact:.4g}, beyond {dtype} ({limit:.5g})"),
-        advice=_UPCAST,
-        change="widen",
+        says="{reduced} numbers of up to {absmax:.4g} {come_to} beyond {dtype} ({limit:.5g})",
+        advice=against_range,
+        change="fit",
     ),
     Cause(
         "kernel",

@@ -21,13 +21,19 @@ Evidence = dict[str, Any]
 
 
 class Cause(NamedTuple):
-    """`says`: one sentence with the numbers; `{…}` are names of the evidence. `change`: see `confirm.CHANGES`."""
+    """`says`: one sentence with the numbers; `{…}` are names of the evidence. `change`: see `confirm.CHANGES`.
+
+    `advice`: a sentence, or what makes it of the evidence where not every case is mended alike.
+    """
 
     name: str
     reads: Callable[[Case], Evidence | None]
     says: str
-    advice: str
+    advice: str | Callable[[Evidence], str]
     change: str
+
+    def advises(self, evidence: Evidence) -> str:
+        return self.advice if isinstance(self.advice, str) else self.advice(evidence)
 
 
 @dataclass

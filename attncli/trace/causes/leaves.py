@@ -24,6 +24,14 @@ def table_row(case: Case) -> Evidence | None:
     }
 
 
+def leaf_in_training(case: Case) -> Evidence | None:
+    """A parameter that is bad where earlier steps of a training went well."""
+    found = leaf(case)
+    if found is None or case.origin.phase != "parameter" or not case.book.steps_before:
+        return None
+    return {**found, "steps_before": case.book.steps_before}
+
+
 def leaf(case: Case) -> Evidence | None:
     if case.origin.role != "leaf":
         return None
@@ -110,4 +118,5 @@ def optimizer(case: Case) -> Evidence | None:
         "tensor": first_name(case),
         "step": case.origin.step + 1,
         "operands": case.facts.get("operands", []),
+        "dtype": case.dtype,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from attncli.trace.causes.case import Case, Evidence, added_eps, behind_views, from_where, is_spread
 from attncli.trace.facts import TINIEST
@@ -31,8 +32,7 @@ def where_trap(case: Case) -> Evidence | None:
 
 def eps_underflow(case: Case) -> Evidence | None:
     """A small number was added to keep off zero, and is zero itself in this dtype."""
-    singular = case.name in ("rsqrt", "log", "reciprocal", "sqrt", "pow") or case.origin.op.kind == "factor"
-    if not singular and not case.backward:
+    if not case.backward and not _is_at_zero(case):
         return None
     for ref in case.origin.node.operands:
         eps = added_eps(ref.node)
@@ -88,12 +88,13 @@ def divided_by_zero(case: Case) -> Evidence | None:
 
 
 def logarithm(case: Case) -> Evidence | None:
-    if case.name not in ("log", "log2", "log10", "log1p") or not case.values:
+    """−∞ of a logarithm; what lies beyond its domain is `outside_domain`."""
+    if case.name not in _LOGARITHMS:
         return None
-    value = case.values[0] + (1.0 if case.name == "log1p" else 0.0)
-    if value > 0:
+    value = _argument(case)
+    if value is None or value != DOMAINS[case.name].low:
         return None
-    made = case.made_by(0)
+    made = case.made_by(1 if case.name in SECOND_OPERAND else 0)
     hint = ""
     if made is not None and made.op.kind == "softmax":
         hint = ": the softmax underflowed to 0"
@@ -103,7 +104,7 @@ def logarithm(case: Case) -> Evidence | None:
         and any(behind_views(ref.node).op.kind == "sigmoid" for ref in made.operands)
     ):
         hint = ": the sigmoid before it was rounded to 1"
-    return {"value": value, "op": case.name, "hint": hint}
+    return {"value": value + 0.0, "op": case.name, "hint": hint}  # -0.0 is shown as 0
 
 
 def negative_variance(case: Case) -> Evidence | None:
@@ -120,13 +121,21 @@ def zero_row(case: Case) -> Evidence | None:
     return None
 
 
-def root(case: Case) -> Evidence | None:
-    bounded = case.name in ("acos", "asin", "atanh", "acosh")
-    if not case.values or not (bounded or case.name in ("sqrt", "rsqrt", "pow", "linalg_vector_norm")):
+def outside_domain(case: Case) -> Evidence | None:
+    domain, value = DOMAINS.get(case.name), _argument(case)
+    if domain is None or value is None or domain.low < value < domain.high:
         return None
-    if bounded or case.values[0] < 0:
-        return {"value": case.values[0], "op": case.name}
-    return None
+    end = next((end for end in (domain.low, domain.high) if value == end), None)
+    # A number beside an end is not shown as that end.
+    shown = next(
+        text for text in (f"{value:.7g}", f"{value:.17g}") if end is not None or not domain.ends(text)
+    )
+    return {
+        "value": value,
+        "op": case.name,
+        "shown": shown,
+        "instead": "not a real number" if end is None else "infinite",
+    }
 
 
 def singular_gradient(case: Case) -> Evidence | None:
@@ -151,6 +160,47 @@ def box(case: Case) -> Evidence | None:
 def anything(case: Case) -> Evidence | None:
     return {"op": case.name, "operands": case.facts.get("operands", [])}
 
+
+def _argument(case: Case) -> float | None:
+    """The operand at which a function may be singular."""
+    position = 1 if case.name in SECOND_OPERAND else 0
+    return case.values[position] if len(case.values) > position else None
+
+
+def _is_at_zero(case: Case) -> bool:
+    """Whether an eps would have kept this operator off 0."""
+    numbers = [*case.values, *case.facts.get("scalars", ())]
+    if case.name in ("div", "true_divide", "divide"):
+        return len(numbers) > 1 and numbers[1] == 0
+    if case.name in ("rsqrt", "log", "log2", "log10", "reciprocal", "sqrt", "pow"):
+        return bool(case.values) and case.values[0] == 0
+    return False
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+class Domain(NamedTuple):
+    """Between which ends a function is defined, and a number well inside."""
+
+    low: float
+    high: float
+    inside: float = 0.5
+
+    def ends(self, text: str) -> bool:
+        return float(text) in (self.low, self.high)
+
+
+DOMAINS = {
+    **dict.fromkeys("sqrt rsqrt log log2 log10 xlogy pow".split(), Domain(0.0, math.inf)),
+    **dict.fromkeys(("log1p", "special_xlog1py"), Domain(-1.0, math.inf)),
+    **dict.fromkeys(("acos", "asin", "atanh", "erfinv"), Domain(-1.0, 1.0)),
+    **dict.fromkeys(("logit", "special_ndtri"), Domain(0.0, 1.0)),
+    "acosh": Domain(1.0, math.inf, 1.5),
+}
+# Of these the second operand is the one at which they may be singular.
+SECOND_OPERAND = frozenset(("div", "true_divide", "xlogy", "special_xlog1py"))
+_LOGARITHMS = frozenset(("log", "log2", "log10", "log1p", "xlogy", "special_xlog1py"))
 
 # Forward operators whose derivative is infinite or undefined somewhere that the value itself is not.
 SINGULAR_GRADIENTS = {
