@@ -37,6 +37,7 @@ def replayed(
     `whole`: the model with all its parameters, where this process holds a part of each alone.
     """
     from attncli.training.models import inside, model_of, unrepeatable
+    from attncli.training.program import UnseenError
 
     model = whole.model if whole is not None else model_of(monitor)
 
@@ -66,6 +67,9 @@ def replayed(
             continue
         try:
             found = _found(monitor, sighting, model, part, confirm, beside, inputs, stand_in)
+        except UnseenError as error:
+            why = why or f"it uses {error}"
+            continue
         except Exception as error:  # noqa: BLE001 - what a repetition raises says that it is none
             why = why or f"its repetition raised {type(error).__name__}: {_first_line(error)}"
             continue
@@ -73,6 +77,8 @@ def replayed(
             return Replayed(None, "repeated, its loss is not finite, which it was in the run", model, notes)
         if found.origins:
             return Replayed(found, "", model)
+        if why:  # of a part alone nobody can say what reaches the loss
+            found = found._replace(notes=tuple(note.replace(_LOST, _SHOWN) for note in found.notes))
         why = why or "repeated with the same batch and the same random numbers, it gave finite numbers"
         return Replayed(found, why, model, notes)
     return Replayed(None, why, model, notes)
@@ -238,6 +244,7 @@ def _first_line(error: Exception) -> str:
 
 # --- tables -------------------------------------------------------------------------------------------
 
+_LOST, _SHOWN = "that reaches nothing the step gives", "in the part of the step that could be repeated"
 _NOT_KEPT = "the weights from before the update were not kept"
 # A parameter that a step threw out makes the next steps overflow, seldom a later one.
 _ECHOES = 4

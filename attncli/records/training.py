@@ -73,7 +73,8 @@ class Fault:
     known; epoch and index count from 0 within the loader. Where the origin tells, also the "element" of the batch
     that it lies in, and the "item" that this is. `reproduced`: whether the replay of the step showed the
     same; None where it was not replayed, `why` says why. `withheld`: whether the weights are still those from before
-    the step. `rank`: of the process in which the fault began.
+    the step. `rank`: of the process in which the fault began. `spoiled`: parameters that were not finite already,
+    before the update that was withheld.
     """
 
     step: int
@@ -86,6 +87,7 @@ class Fault:
     withheld: bool | None = None
     source: str | None = None
     rank: int | None = None
+    spoiled: int = 0
 
 
 @dataclass(frozen=True, slots=True)

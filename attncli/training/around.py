@@ -66,12 +66,25 @@ def as_then(around: Around) -> Iterator[None]:
 
 def place() -> tuple[str, int] | None:
     """The innermost line of code that is neither torch's nor ours."""
-    return next(_lines(("torch", "attncli")), None)
+    return next(_lines(_TORCH_AND_US), None)
+
+
+def is_functional_call() -> bool:
+    """Whether the module that is about to be called was given other weights, by torch.func.functional_call."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        home = frame.f_globals.get("__name__", "")
+        if home == "torch._functorch.functional_call" or home == "torch.nn.utils.stateless":
+            return True
+        if home.partition(".")[0] not in ("torch", "attncli"):
+            return False
+        frame = frame.f_back
+    return False
 
 
 def script_place() -> tuple[str, int] | None:
     """The innermost line of the script itself: not of torch, attncli or another installed library."""
-    found = next((line for line in _lines(("torch", "attncli", "runpy")) if not _is_installed(line[0])), None)
+    found = next((line for line in _lines((*_TORCH_AND_US, "runpy")) if not _is_installed(line[0])), None)
     return found if found is not None and not found[0].startswith("<") else None
 
 
@@ -79,8 +92,10 @@ def _lines(without: tuple[str, ...]) -> Iterator[tuple[str, int]]:
     """The lines that run now, the innermost first, but for those of some packages."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in without:
-            yield frame.f_code.co_filename, frame.f_lineno
+        file = frame.f_code.co_filename
+        # The code of a compiled function is generated: its lines are nobody's.
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in without and file[:6] != "<eval_":
+            yield file, frame.f_lineno
         frame = frame.f_back
 
 
@@ -90,4 +105,5 @@ def _is_installed(file: str) -> bool:
 
 # --- tables -------------------------------------------------------------------------------------------
 
+_TORCH_AND_US = ("torch", "attncli")
 _KINDS = ("cpu", "cuda", *(("mps",) if torch.backends.mps.is_available() else ()))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from attncli.training.around import is_written_down, place, random_states
-from attncli.training.program import MOST_ENTRIES, Program, flat
+from attncli.training.program import MOST_ENTRIES, Operands, Program
 
 
 class Functions(TorchFunctionMode):
@@ -30,6 +30,8 @@ class Functions(TorchFunctionMode):
         self.failed: tuple[Any, Any, Any, tuple[str, int] | None] | None = None
 
     def open(self) -> None:
+        if self.program.is_hopeless:
+            return
         self.is_open = True
         if self not in _get_current_function_mode_stack():
             _at_bottom(self, present=True)
@@ -60,12 +62,12 @@ class Functions(TorchFunctionMode):
             return func(*args, **kwargs)  # as often as there are parameters, in every step
         if torch.compiler.is_compiling() or is_written_down():
             return func(*args, **kwargs)
-        if not self.is_open:
+        if not self.is_open or self.program.full:
             return _at_users_line(_original(func), args, kwargs)
         if not torch.is_grad_enabled() and not self.program.entries:
             return _at_users_line(_original(func), args, kwargs)  # an evaluation between two steps
         func = _original(func)
-        before = self._before(func, args)
+        before = self._before(func, args, kwargs) if _writes(func) else None
         random = random_states() if getattr(func, "__name__", "") in _DRAWS else None
         try:
             result = _at_users_line(func, args, kwargs)
@@ -73,19 +75,25 @@ class Functions(TorchFunctionMode):
             self.failed = (func, args, kwargs, place())
             raise
         try:
-            if self.is_open and _tells(func, result) and any(map(_has_tensor, (args, kwargs))):
+            if self.is_open and _tells(func, result):
                 written = args[0] if result is None else result
-                self.program.function_called(func, before, kwargs, written, random)
+                self.program.function_called(func, args, kwargs, written, random, before)
         except Exception as error:  # noqa: BLE001 - a fault of ours is no fault of the script's
             self.broken(error)
         return result
 
-    def _before(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The arguments, with a copy of a tensor of unknown making that the function is about to write to."""
-        if not _writes(func) or not args or not isinstance(args[0], Tensor) or self.program.knows(args[0]):
-            return args
-        with torch._C.DisableTorchFunction():
-            return args if args[0].numel() > _MOST_COPIED else (args[0].detach().clone(), *args[1:])
+    def _before(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Operands | None:
+        """The operands of a function that is about to write to one, with a copy of it if its making was not seen."""
+        if not args or not isinstance(args[0], Tensor):
+            return None
+        try:
+            with torch._C.DisableTorchFunction():
+                if not self.program.knows(args[0]) and args[0].numel() <= _MOST_COPIED:
+                    args = (args[0].detach().clone(), *args[1:])
+                return self.program.before(func, args, kwargs)
+        except Exception as error:  # noqa: BLE001 - a fault of ours is no fault of the script's
+            self.broken(error)
+            return None
 
 
 def _original(func: Any) -> Any:
@@ -143,11 +151,6 @@ def _tells(func: Any, result: Any) -> bool:
 def _writes(func: Any) -> bool:
     name = getattr(func, "__name__", "")
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-
-
-def _has_tensor(value: Any) -> bool:
-    """What is made of no tensor, such as random numbers, is given to the step like its batch."""
-    return any(isinstance(one, Tensor) for one in flat(value))
 
 
 def index_beyond(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -50,6 +50,8 @@ class Guard(ABC):
         if self.failed:
             self.functions.close()  # it may have come back to the stack when the call that failed ended
             return None
+        if not self.functions.is_open and torch._C._len_torch_function_stack():
+            self.functions.close()  # it comes back to the stack behind a call that closed it, such as backward()
         try:
             if torch._C._len_torch_dispatch_stack() or (
                 torch._C._len_torch_function_stack() > self.functions.is_open

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -96,6 +97,8 @@ def _optimizers(monitor: Monitor) -> list[Any]:
         _raise(monitor.guarded(monitor.update_begins, optimizer, shared))
 
     def begins(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if _is_part_of_another(optimizer):
+            return None
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 and callable(args[1]) else None)
         if closure is None:
             update_begins(optimizer)
@@ -112,10 +115,25 @@ def _optimizers(monitor: Monitor) -> list[Any]:
         return (args[0], looked_at, *args[2:]), kwargs
 
     def ends(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if _is_part_of_another(optimizer):
+            return
         shared = monitor.shared(lambda: stepped(optimizer), "largest") if monitor.wants(optimizer) else None
         _raise(monitor.guarded(monitor.update_ends, optimizer, shared))
 
     return [register_optimizer_step_pre_hook(begins), register_optimizer_step_post_hook(ends)]
+
+
+def _is_part_of_another(optimizer: Any) -> bool:
+    """Whether it steps inside the step of an optimiser of the same parameters, as the base of SAM or Lookahead does."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "wrapper" and frame.f_globals.get("__name__") == "torch.optim.optimizer":
+            outer = frame.f_locals.get("self")
+            if outer is not None and outer is not optimizer:
+                own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+                return any(id(p) in own for group in outer.param_groups for p in group["params"])
+        frame = frame.f_back
+    return False
 
 
 def _backward(monitor: Monitor) -> list[tuple[Any, str, Any]]:

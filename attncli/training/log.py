@@ -22,14 +22,16 @@ def line_of(step: Step, samples: Sequence[Sample], seconds: float) -> dict[str, 
     """One line of the log as plain JSON types; non-finite numbers are the strings "nan", "inf" and "-inf".
 
     {"schema", "step", "loss", "gradient_norm", "learning_rate", "loss_scale", "skipped", "seconds", "attention":
-    [{"layer", "call", "dtype", METRIC: [a number for each head], …}]}: entropies in nats, headroom in bits of `dtype`,
-    in which the products of the call are stored. None is not observed. `seconds`: since the run began.
+    [{"layer", "call", "dtype", METRIC: [a number for each head], …}]}: every call has each of `_METRICS`, entropies in
+    nats, headroom in bits of `dtype`, in which the products of the call are stored. None is not observed, such as
+    `dtype` and headroom of a fused kernel, which stores no products. `seconds`: since the run began.
     """
     calls: dict[tuple[str, int], dict[str, Any]] = {}
     numbers: dict[tuple[str, int], dict[str, dict[int, float]]] = {}
     for one in samples:
         call = calls.setdefault(
-            (one.layer, one.call), {"layer": one.layer, "call": one.call, "dtype": one.dtype}
+            (one.layer, one.call),
+            {"layer": one.layer, "call": one.call, "dtype": one.dtype, **dict.fromkeys(_METRICS)},
         )
         call["dtype"] = call["dtype"] or one.dtype
         numbers.setdefault((one.layer, one.call), {}).setdefault(one.metric, {})[one.head] = one.value
@@ -68,7 +70,7 @@ class JsonLines:
             folder = self._path.parent
             missing = f"The folder {folder} does not exist." if not _is_folder(folder) else _because(error)
             raise UsageError(
-                str(path), missing, "Give --log a file in a folder that can be written."
+                str(path), missing, "Give log (--log) a file in a folder that can be written."
             ) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -111,7 +113,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UsageError(
-                "--tensorboard",
+                "tensorboard",
                 f"The package tensorboard is missing ({error}).",
                 "Run pip install tensorboard.",
             ) from error
@@ -121,7 +123,7 @@ class TensorBoard:
             self._writer = SummaryWriter(str(folder), flush_secs=10)
         except (OSError, ValueError) as error:
             raise UsageError(
-                str(folder), _because(error), "Give --tensorboard a folder that can be written."
+                str(folder), _because(error), "Give tensorboard (--tensorboard) a folder that can be written."
             ) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -207,6 +209,7 @@ def _tell(path: Path, error: Exception) -> None:
 
 # --- tables -------------------------------------------------------------------------------------------
 
+_METRICS = ("entropy", "entropy_ratio", "entropy_rest", "score_max", "dot_absmax", "headroom_bits")
 _OF_THE_STEP = ("loss", "gradient_norm", "learning_rate", "loss_scale")
 _EXTREMES: dict[str, dict[str, Callable[[Sequence[float]], float]]] = {
     "entropy": {"_min": min, "_mean": _mean},

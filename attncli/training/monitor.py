@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from attncli.records import Optimizer, Step
-from attncli.training.around import around_module, is_written_down
+from attncli.training.around import around_module, is_functional_call, is_written_down
 from attncli.training.buffers import Buffers, Inputs
 from attncli.training.checks import bad, held, is_sharded, norms
 from attncli.training.copies import Copies, Update, danger
@@ -29,7 +29,7 @@ from attncli.training.guard import Guard
 from attncli.training.loaders import Batch, Loaders
 from attncli.training.models import Roots
 from attncli.training.processes import Processes
-from attncli.training.program import Program, flat
+from attncli.training.program import Program, Span, flat, span_begins
 from attncli.training.sightings import Listener, Sighting
 from attncli.training.sizes import Sizes, all_finite, rate_of
 
@@ -89,6 +89,8 @@ class Monitor(Guard):
         self._around: Any = None
         self._inputs: Any = None
         self._given: tuple[Any, ...] = ()
+        self._begin = 0
+        self._weights: dict[str, Tensor] | None = None
         self._was_open = False
         self._sample: AbstractContextManager[None] | None = None
         self._taken: dict[int, int] = {}
@@ -135,6 +137,8 @@ class Monitor(Guard):
         self._given = args
         self._inputs = self.inputs.before(module, args)
         self._around = around_module()
+        self._begin = span_begins()
+        self._weights = dict(module.named_parameters()) if is_functional_call() else None
         if self._due(module):
             self._sample = self.listener.sampling(module, self.step)
             if self._sample is not None:
@@ -160,8 +164,9 @@ class Monitor(Guard):
                 with self.silent():
                     self.listener.sample_again(module, args, kwargs, self.step)
                 self._look_at(module, output)
-            self.program.module_called(module, args, kwargs, output, self._around)
-            self._given = ()
+            span = Span(self._begin, span_begins())
+            self.program.module_called(module, args, kwargs, output, self._around, span, self._weights)
+            self._given, self._weights = (), None
             self._was_open = True
         if self._was_open:
             self.functions.open()
@@ -402,6 +407,11 @@ class Monitor(Guard):
     def scales_loss(self) -> bool:
         """Whether what backward passes begin at is a loss times a scale."""
         return self._scaler is not None
+
+    def spoiled(self) -> int:
+        """How many parameters are not finite now."""
+        with self.silent():
+            return sum(bool(bad(one)) for one in self.roots.parameters())
 
     def so_far(self) -> Step:
         """The step that is running, as far as it went."""

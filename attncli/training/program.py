@@ -7,6 +7,7 @@ called as a whole: what happens inside them their own code repeats.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from attncli.training.around import Around, as_then, autocast, place
 
@@ -32,9 +34,41 @@ class Given(NamedTuple):
     cut: bool
 
 
+class Operands(NamedTuple):
+    """What a call is given, with slots in place of tensors. `reads`: the slots; `given`: who comes from outside."""
+
+    args: Any
+    kwargs: Any
+    reads: frozenset[int]
+    given: frozenset[int]
+
+
+class Span(NamedTuple):
+    """The nodes of autograd's graph that were made while a module ran, by their numbers."""
+
+    begin: int
+    end: int
+
+
+class Kept(NamedTuple):
+    """A tensor that a module made and did not return: a loss that it keeps, what a hook took out.
+
+    `node`: which of the nodes of autograd's graph that were made while it ran; `output`: which output of that node.
+    """
+
+    node: int
+    output: int
+    shape: tuple[int, ...]
+    kind: str
+
+
 @dataclass(slots=True)
 class Entry:
-    """One call. `outputs`: the slots of the tensors that it returned; `place`: file and line of the user's."""
+    """One call. `outputs`: the slots of the tensors that it returned; `place`: file and line of the user's.
+
+    `touches`: slots of tensors whose memory it wrote to through another tensor. `span`, `kept`: of modules, by slot.
+    `weights`: by name, where a module was called with others than its own.
+    """
 
     what: Any
     args: Any
@@ -44,6 +78,17 @@ class Entry:
     outputs: tuple[int, ...] = ()
     made: list[weakref.ref[Tensor]] = field(default_factory=list)
     reads: frozenset[int] = frozenset()
+    # Its first argument is written to.
+    writes: bool = False
+    touches: frozenset[int] = frozenset()
+    span: Span | None = None
+    kept: dict[int, Kept] = field(default_factory=dict)
+    weights: Any = None
+
+    @property
+    def gives(self) -> set[int]:
+        """All slots that have another value after it."""
+        return {*self.outputs, *self.touches, *self.kept}
 
     @property
     def is_backward(self) -> bool:
@@ -69,17 +114,44 @@ class Program:
     _has_module: bool = False
     _older: int = 0
     _last_of_before: int = 0
+    # Steps in a row that were more than is kept.
+    _full_steps: int = 0
 
-    def module_called(self, module: nn.Module, args: Any, kwargs: Any, output: Any, around: Around) -> None:
+    def module_called(
+        self,
+        module: nn.Module,
+        args: Any,
+        kwargs: Any,
+        output: Any,
+        around: Around,
+        span: Span | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """`span`: see `Span`; `weights`: all it was called with, where they were not its own."""
         self._has_module = True
-        self._add(Entry(module, args, kwargs, around, place()), output)
+        given = (args, dict(weights)) if weights else args
+        entry = Entry(module, given, kwargs, around, place(), span=span)
+        if weights:
+            entry.weights = True
+        self._add(entry, output)
         self._bounded()
 
+    def before(self, func: Any, args: Any, kwargs: Any) -> Operands:
+        """The operands of a function that is about to write to one of them."""
+        return self._operands(func, args, kwargs, torch.is_grad_enabled())
+
     def function_called(
-        self, func: Any, args: Any, kwargs: Any, output: Any, random: tuple[Any, ...] | None = None
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        output: Any,
+        random: tuple[Any, ...] | None = None,
+        before: Operands | None = None,
     ) -> None:
+        """`before`: the operands as they were, of a function that wrote to one of them."""
         around = Around(torch.is_grad_enabled(), autocast(), random)
-        self._add(Entry(func, args, kwargs, around, place()), output)
+        self._add(Entry(func, args, kwargs, around, place()), output, before)
         self._bounded()
 
     def backward_called(self, args: Any, kwargs: Any) -> None:
@@ -104,10 +176,12 @@ class Program:
 
     def step_ended(self) -> None:
         """Forgets all but what tensors that are still alive were made by."""
+        if not self.is_hopeless:
+            self._full_steps = self._full_steps + 1 if self.full else 0
         self.entries = [entry for entry in self.entries if not entry.is_effect]
         # What no gradient flows through is given to the next step as it is: a state that is carried on for ever.
         self._sweep(with_gradients=True)
-        self.full = self._has_module = False
+        self.full, self._has_module = self.is_hopeless, False
         self._held, self._older, self._last_of_before = 0, len(self.entries), self._next
 
     def knows(self, tensor: Tensor) -> bool:
@@ -121,10 +195,15 @@ class Program:
         backward = any(entry.is_backward for entry in self.entries)
         kept: list[Entry] = []
         for entry in reversed(self.entries):
-            if not backward or entry.is_effect or wanted & {*entry.outputs}:
+            if not backward or entry.is_effect or wanted & entry.gives:
                 wanted |= entry.reads
                 kept.append(entry)
         return kept[::-1]
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether step after step is more than is kept, so that nothing needs to be written down."""
+        return self._full_steps >= _FULL_STEPS
 
     def given(self) -> Iterator[Given]:
         """The tensors that the needed entries were handed from outside."""
@@ -142,22 +221,46 @@ class Program:
         found = {id(entry.what): entry.what for entry in self.needed() if isinstance(entry.what, nn.Module)}
         return list(found.values())
 
-    def _add(self, entry: Entry, output: Any) -> None:
-        if len(self.entries) >= MOST_ENTRIES:
-            self._sweep()
-            if len(self.entries) >= MOST_ENTRIES:
-                self.full = True
-                return
+    def _operands(self, func: Any, args: Any, kwargs: Any, gradients: bool) -> Operands:
         reads: set[int] = set()
         # A value of an earlier step is what it is now where no gradient goes back to what made it.
-        cuts = not entry.around.gradients or getattr(entry.what, "__name__", "") in _CUTTING
-        entry.args = _mapped(entry.args, lambda tensor: self._operand(tensor, reads, cuts))
-        entry.kwargs = _mapped(entry.kwargs, lambda tensor: self._operand(tensor, reads, cuts))
-        entry.reads = frozenset(reads)
-        made = [one for one in flat(output) if isinstance(one, Tensor)]
-        given = {id(one.tensor) for one in flat((entry.args, entry.kwargs)) if isinstance(one, Given)}
-        if any(id(one) in given for one in made):
+        cuts = not gradients or getattr(func, "__name__", "") in _CUTTING
+        given: set[int] = set()
+
+        def operand(tensor: Tensor) -> Slot | Given:
+            found = self._operand(tensor, reads, cuts)
+            if type(found) is Given:
+                given.add(id(found.tensor))
+            return found
+
+        args = _mapped(args, operand)
+        kwargs = _mapped(kwargs, operand) if kwargs else kwargs
+        return Operands(args, kwargs, frozenset(reads), frozenset(given))
+
+    def _add(self, entry: Entry, output: Any, before: Operands | None = None) -> None:
+        if self.full:
+            return
+        writes = before is not None
+        if len(self.entries) >= MOST_ENTRIES:
+            self._sweep()
+            if len(self.entries) > MOST_ENTRIES // 2:  # looking again and again would take for ever
+                self.entries.clear()
+                self.full = True
+                return
+        before = before or self._operands(entry.what, entry.args, entry.kwargs, entry.around.gradients)
+        entry.args, entry.kwargs, entry.reads, given = before
+        if not given and not entry.reads and not entry.is_effect:
+            return  # made of no tensor, such as random numbers: it is given to the step like its batch
+        made = (
+            [output]
+            if isinstance(output, Tensor)
+            else [one for one in flat(output) if isinstance(one, Tensor)]
+        )
+        if given and any(id(one) in given for one in made):
             return  # it would keep alive what it wrote to, and write to it once more
+        entry.writes = writes
+        if writes and made:
+            entry.touches = self._touched(made[0])
         entry.outputs = tuple(self._slot(tensor) for tensor in made)
         entry.made = [self._slots[id(tensor)][0] for tensor in made]
         self.entries.append(entry)
@@ -182,7 +285,36 @@ class Program:
             return Slot(number)
         if not tensor.requires_grad:
             self._held += tensor.numel() * tensor.element_size()
-        return Given(tensor, _version(tensor), tensor.grad_fn is not None)
+        node = _node(tensor)
+        if node is not None and (number := self._kept(tensor, node)):
+            reads.add(number)
+            return Slot(number)
+        return Given(tensor, _version(tensor), node is not None)
+
+    def _kept(self, tensor: Tensor, node: Any) -> int:
+        """A new slot for a tensor that a module of this step made and kept to itself; 0 for others."""
+        number = node._sequence_nr()
+        for entry in self.entries[self._older :]:
+            if entry.span is not None and entry.span.begin <= number < entry.span.end:
+                slot = self._slot(tensor)
+                shape, kind = tuple(tensor.shape), type(node).__name__
+                entry.kept[slot] = Kept(number - entry.span.begin, tensor.output_nr, shape, kind)
+                entry.made.append(self._slots[id(tensor)][0])
+                return slot
+        return 0
+
+    def _touched(self, written: Tensor) -> frozenset[int]:
+        """Slots of other tensors in the same memory: they are known with what was written as well."""
+        memory = _memory(written)
+        found = set()
+        for key, (reference, number, version) in list(self._slots.items()):
+            tensor = reference()
+            if tensor is None or tensor is written or _memory(tensor) != memory:
+                continue
+            if version == _version(tensor) - 1:
+                self._slots[key] = (reference, number, version + 1)
+                found.add(number)
+        return frozenset(found)
 
     def _slot(self, tensor: Tensor) -> int:
         """The slot of an output: the tensor's own where it was written in place."""
@@ -201,22 +333,42 @@ class Program:
         for entry in reversed(self.entries):
             made = [tensor for reference in entry.made if (tensor := reference()) is not None]
             alive = any(tensor.requires_grad or not with_gradients for tensor in made)
-            if entry.is_effect or alive or wanted & {*entry.outputs}:
+            if entry.is_effect or alive or wanted & entry.gives:
                 wanted |= entry.reads
                 kept.append(entry)
         self.entries = kept[::-1]
-        known = {number for entry in self.entries for number in entry.outputs}
+        known = {number for entry in self.entries for number in (*entry.outputs, *entry.kept)}
         self._slots = {
             key: one for key, one in self._slots.items() if one[0]() is not None and one[1] in known
         }
+
+
+def span_begins() -> int:
+    """The number that the next node of autograd's graph will have."""
+    return int(torch._C._autograd._get_sequence_nr())
 
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
+def _node(tensor: Tensor) -> Any:
+    """What autograd knows of the making of a tensor; None for nothing."""
+    try:
+        return tensor.grad_fn
+    except RuntimeError:  # a view that was written to under no_grad has no history that one may ask for
+        return None
+
+
+def _memory(tensor: Tensor) -> Any:
+    try:
+        return tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
 class UnseenError(Exception):
-    """A part of the step was made by something that was not seen. Its text says what."""
+    """A part of the step was made by something that was not seen. Its text says what: "a tensor of shape …"."""
 
 
 class _Parameters:
@@ -254,8 +406,15 @@ def repeat(
             shown = tuple(
                 one for one in flat(args[0] if args else kwargs["tensors"]) if isinstance(one, Tensor)
             )
-        with as_then(entry.around):
+        if entry.weights:
+            args, weights = args
+            what = functools.partial(torch.func.functional_call, what, weights)
+            args, kwargs = (tuple(args), dict(kwargs)), {}
+        if entry.writes and isinstance(entry.args[0], Given):
+            args = (args[0].detach().clone(), *args[1:])  # as it was then, each time
+        with as_then(entry.around), _Catching(entry.kept) as caught:
             result = _called(what, args, kwargs, entry.place)
+        values.update(caught.found(entry.what))
         # What writes into a tensor and returns nothing has made that tensor.
         returned = args[0] if result is None and args and not entry.is_effect else result
         made = [one for one in flat(returned) if isinstance(one, Tensor)]
@@ -268,6 +427,48 @@ def repeat(
 def _called(what: Any, args: Any, kwargs: Any, said_place: tuple[str, int] | None) -> Any:
     """Calls on behalf of a line of the user's: whoever looks for it reads `said_place` here."""
     return what(*args, **kwargs)
+
+
+class _Catching(TorchFunctionMode):
+    """Catches the tensors that a module keeps to itself, while it runs."""
+
+    def __init__(self, kept: Mapping[int, Kept]) -> None:
+        super().__init__()
+        self._slots = {(one.node, one.output): slot for slot, one in kept.items()}
+        self._kept, self._found = kept, dict[int, Tensor]()
+        self._begin = 0
+
+    def __enter__(self) -> _Catching:
+        self._begin = span_begins()
+        if self._kept:
+            super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._kept:
+            super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # What a function of the user's own makes is seen where it is used.
+        for one in flat((result, args, kwargs)):
+            node = _node(one) if isinstance(one, Tensor) else None
+            if node is None:
+                continue
+            slot = self._slots.get((node._sequence_nr() - self._begin, one.output_nr))
+            if slot is not None:
+                self._found[slot] = one
+        return result
+
+    def found(self, module: Any) -> dict[int, Tensor]:
+        for slot, one in self._kept.items():
+            tensor = self._found.get(slot)
+            node = _node(tensor) if tensor is not None else None
+            if tensor is None or (tuple(tensor.shape), type(node).__name__) != (one.shape, one.kind):
+                raise UnseenError(
+                    f"a tensor of shape {one.shape} that {type(module).__name__} keeps to itself"
+                )
+        return self._found
 
 
 # --- arguments ----------------------------------------------------------------------------------------
@@ -293,6 +494,8 @@ def flat(value: Any) -> Iterator[Any]:
 def _mapped(value: Any, operand: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, Tensor):
         return operand(value)
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_mapped(item, operand) for item in value))
     if type(value) in (tuple, list):
@@ -314,7 +517,7 @@ class _Rebuilt(NamedTuple):
 def _restored(value: Any, values: Mapping[int, Tensor]) -> Any:
     if isinstance(value, Slot):
         if value.number not in values:
-            raise UnseenError("a value that was made before the step was recorded")
+            raise UnseenError("a tensor that was made before the step was written down")
         return values[value.number]
     if isinstance(value, Given):
         if value.cut:
@@ -342,4 +545,6 @@ def _restored(value: Any, values: Mapping[int, Tensor]) -> Any:
 MOST_ENTRIES = 4096
 _MOST_BEFORE = 64 << 20
 _MOST_HELD = 1 << 30
+_FULL_STEPS = 3
+_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype, torch.device, slice))
 _CUTTING = frozenset(("detach", "detach_", "numpy", "tolist"))

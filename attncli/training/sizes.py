@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attncli.records import Moved
-from attncli.training.checks import absmax, largest
+from attncli.training.checks import absmax, is_sharded, largest
 from attncli.training.models import Roots
 
 
@@ -24,44 +25,38 @@ class Sizes:
         self.roots = roots
         self.moved: deque[Moved] = deque(maxlen=_KEPT)
         self.largest: tuple[str | None, float | None] = (None, None)
-        # Of each optimiser: which parameters, and their sizes.
-        self._known: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+        # Of each optimiser: which parameters, and the sizes of their pieces.
+        self._known: dict[int, _Known] = {}
         self._names: dict[int, str] = {}
 
     def before(self, optimizer: Any, parameters: Sequence[Tensor]) -> None:
         """The first update of an optimiser is about to be made."""
         if id(optimizer) not in self._known:
-            self._known[id(optimizer)] = (tuple(map(id, parameters)), largest(parameters))
+            self._known[id(optimizer)] = _Known.of(parameters)
 
     def after(
         self, optimizer: Any, parameters: Sequence[Tensor], step: int, shared: Tensor | None, *, every: bool
     ) -> Tensor:
         """The sizes after an update, as one vector. `shared`: those over all processes; `every`: all are to be read."""
-        ids = tuple(map(id, parameters))
         known = self._known.get(id(optimizer))
-        before = known[1] if known is not None and known[0] == ids else None
-        sizes = self._read(parameters, before, step, every=every) if shared is None else shared
-        self._known[id(optimizer)] = (ids, sizes)
+        same = known is not None and known.ids == tuple(map(id, parameters))
+        before = known.sizes() if known is not None and same else None
+        if shared is not None:
+            sizes = shared
+            self._known[id(optimizer)] = _Known(
+                tuple(map(id, parameters)), [None] * len(parameters), shared, torch.arange(len(parameters))
+            )
+        else:
+            if known is None or not same or before is None:
+                known = self._known[id(optimizer)] = _Known.of(parameters)
+            else:
+                known.read(parameters, step, every=every)
+            sizes = known.sizes()
         self.largest = self._largest_of(parameters, sizes)
         if before is not None and all_finite(sizes):
             grown = _grown(before, sizes)
             if bool(grown.any()):
                 self._note(optimizer, parameters, step, grown, before, sizes)
-        return sizes
-
-    def _read(self, parameters: Sequence[Tensor], before: Tensor | None, step: int, *, every: bool) -> Tensor:
-        """The largest magnitudes of all parameters; of most steps, new for a part of them alone.
-
-        What throws parameters far out throws most of them: where a part stands out, all are looked at.
-        """
-        if before is None or every or len(parameters) <= _PARTS:
-            return largest(parameters)
-        part = slice(step % _PARTS, None, _PARTS)
-        some = largest(parameters[part])
-        if not all_finite(some) or bool(_grown(before[part], some).any()):
-            return largest(parameters)
-        sizes = before.clone()
-        sizes[part] = some
         return sizes
 
     def _largest_of(self, parameters: Sequence[Tensor], sizes: Tensor) -> tuple[str | None, float | None]:
@@ -97,6 +92,66 @@ class Sizes:
             )
 
 
+@dataclass
+class _Known:
+    """Parameters in pieces. `cuts`: where a piece lies in its parameter, None for all of it; `owners`: whose it is."""
+
+    ids: tuple[int, ...]
+    cuts: list[slice | None]
+    values: Tensor
+    owners: Tensor
+
+    @classmethod
+    def of(cls, parameters: Sequence[Tensor]) -> _Known:
+        """All of them read. A piece is at most a sixteenth of all, so that reading is spread evenly over steps."""
+        whole = sum(one.numel() for one in parameters)
+        longest = max(_SHORTEST, -(-whole // _PARTS))
+        cuts: list[slice | None] = []
+        owners: list[int] = []
+        for number, parameter in enumerate(parameters):
+            length = parameter.numel()
+            if length <= longest or is_sharded(parameter) or not parameter.is_contiguous():
+                cuts.append(None)
+                owners.append(number)
+            else:
+                cuts += [slice(start, start + longest) for start in range(0, length, longest)]
+                owners += [number] * (len(cuts) - len(owners))
+        known = cls(tuple(map(id, parameters)), cuts, torch.zeros(0), torch.tensor(owners, dtype=torch.long))
+        known.values = largest(known._pieces(parameters, range(len(cuts))))
+        return known
+
+    def sizes(self) -> Tensor:
+        """The largest magnitude of each parameter; NaN spreads to it."""
+        if len(self.values) == len(self.ids):
+            return self.values
+        found = torch.zeros(len(self.ids), dtype=self.values.dtype)
+        return found.scatter_reduce(0, self.owners, self.values, "amax")
+
+    def read(self, parameters: Sequence[Tensor], step: int, *, every: bool) -> None:
+        """Reads all pieces anew, or of most steps a part of them.
+
+        What throws parameters far out throws most of them: where a part stands out, all are looked at.
+        """
+        count = len(self.cuts)
+        if not every and (count > _PARTS or any(cut is not None for cut in self.cuts)):
+            part = range(step % _PARTS, count, _PARTS)
+            some = largest(self._pieces(parameters, part))
+            before = self.values[part.start :: part.step]
+            if all_finite(some) and not bool(_grown(before, some).any()):
+                self.values = self.values.clone()
+                self.values[part.start :: part.step] = some
+                return
+        self.values = largest(self._pieces(parameters, range(count)))
+
+    def _pieces(self, parameters: Sequence[Tensor], numbers: Iterable[int]) -> list[Tensor]:
+        owners = self.owners.tolist()
+        found = []
+        for number in numbers:
+            cut, parameter = self.cuts[number], parameters[owners[number]]
+            found.append(parameter if cut is None else parameter.detach().view(-1)[cut])
+        return found
+
+
 def all_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
@@ -119,3 +174,5 @@ _GROWN = 100.0
 _SMALL = 1e-3
 # One pass over the parameters is spread over this many steps.
 _PARTS = 16
+# Elements below which cutting a parameter costs more than reading it.
+_SHORTEST = 1 << 16
