@@ -136,3 +136,42 @@ def test_a_healthy_training_leaves_a_log_and_nothing_else(loop: Any, tmp_path: P
     steps = [json.loads(line)["step"] for line in (tmp_path / "run.jsonl").read_text().splitlines()]
     assert steps == [4, 8]
     assert hooks_left() == before
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_model_of_transformers_is_repeated_with_what_its_trainer_makes_of_the_loss(
+    accumulated: int, tmp_path: Path
+) -> None:
+    """The Trainer counts the labels of all micro-batches before, and scales the loss in place behind the model."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config)
+    first_bad = 2 * 3 * accumulated
+
+    class Tokens(torch.utils.data.Dataset[dict[str, Tensor]]):
+        def __len__(self) -> int:
+            return 32
+
+        def __getitem__(self, at: int) -> dict[str, Tensor]:
+            ids = torch.arange(at, at + 8) % 20
+            ignored = first_bad <= at < first_bad + 2 * accumulated
+            return {"input_ids": ids, "labels": torch.full_like(ids, -100) if ignored else ids}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=2, num_train_epochs=1, report_to=[], use_cpu=True,
+            gradient_accumulation_steps=accumulated, save_strategy="no", disable_tqdm=True,
+            train_sampling_strategy="sequential",
+        )  # fmt: skip
+        trainer = transformers.Trainer(model, arguments, train_dataset=Tokens())
+        with pytest.raises(attncli.TrainingFault) as caught, attncli.watch(every=0):
+            trainer.train()
+    report = caught.value.report
+    fault = report.run["training"]["fault"]
+    assert (fault["step"], fault["reproduced"]) == (4, True), fault
+    assert fault["batch"]["index"] in range(3 * accumulated, 4 * accumulated)
+    assert [(one.cause, one.confirmed) for one in report.origins] == [("division-by-zero", True)]
