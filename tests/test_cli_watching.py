@@ -96,6 +96,47 @@ def test_a_fault_is_reported_with_its_step_its_batch_and_its_line(script: Path, 
     assert result.out.rstrip().endswith("Step 6 of 6: 1 origin of Inf, proved; 1 error.")
 
 
+@pytest.fixture
+def collapsing(tmp_path: Path) -> Path:
+    """Twenty steps of a training whose scores grow and whose entropies fall, before anything is not finite."""
+    text = (Path(__file__).parent / "training_scripts/faults/entropy_collapse.py").read_text(encoding="utf-8")
+    file = tmp_path / "collapsing.py"
+    file.write_text(text.replace("8, 140\n", "8, 20\n"), encoding="utf-8")
+    return file
+
+
+def test_the_first_warning_of_a_kind_comes_with_its_advice_and_the_end_counts_them(
+    collapsing: Path, attncli_run: Command
+) -> None:
+    result = attncli_run("nan-check", "--every", "1", "collapsing.py")
+    assert (result.code, result.out) == (0, "")
+    told = result.err.splitlines()
+    warned = [line for line in told if ": warning: " in line]
+    assert all("at the present rate" in line for line in warned)
+    assert "and at the present rate" in result.err
+    assert "under 0.2 nats from step" in result.err
+    for code, advice in (("ATT712", "  → Normalise q and k"), ("ATT713", "  → Check that scores are scaled")):
+        assert sum(line.startswith(advice) for line in told) == 1
+        first = next(at for at, line in enumerate(told) if line.endswith(f"({code})"))
+        assert told[first + 1].startswith(advice)
+    assert told[-1] == "attncli: 20 steps watched, nothing non-finite, 2 warnings"
+
+
+def test_warnings_that_fail_the_run_are_reported(collapsing: Path, attncli_run: Command) -> None:
+    result = attncli_run("nan-check", "--every", "1", "--fail-on", "warning", "collapsing.py")
+    assert result.code == 1
+    assert "warning ATT713 entropy-falls  attention: " in result.out
+    assert result.out.endswith("20 steps watched, nothing non-finite; 2 warnings.\n")
+    quiet = attncli_run("nan-check", "-q", "--every", "1", "--fail-on", "warning", "collapsing.py")
+    assert (quiet.code, quiet.out) == (1, "")
+
+
+def test_the_help_tells_each_exit_code_and_when_warnings_begin(attncli_run: Command) -> None:
+    told = " ".join(attncli_run("nan-check", "--help").out.split())
+    assert "the script's own, or 3 where no training step was seen." in told
+    assert "Early warnings need 6 of them." in told
+
+
 def test_a_format_of_its_own_has_stdout_alone(script: Path, attncli_run: Command) -> None:
     result = attncli_run("nan-check", "--format", "json", "train.py")
     assert json.loads(result.out)["run"]["training"]["seen"] == 12

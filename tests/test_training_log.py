@@ -50,11 +50,13 @@ def test_a_line_has_the_step_and_a_row_of_heads_for_each_metric_of_each_call() -
         "attention": [
             {
                 "layer": "blocks.0.attn", "call": 0, "dtype": "float16",
-                "entropy": [1.0, 2.0], "score_max": [8.0, 9.0], "headroom_bits": [5.0, 6.0],
+                "entropy": [1.0, 2.0], "entropy_ratio": None, "entropy_rest": None, "score_max": [8.0, 9.0],
+                "dot_absmax": None, "headroom_bits": [5.0, 6.0],
             },
             {
                 "layer": "blocks.0.attn", "call": 1, "dtype": "float16",
-                "entropy": [1.0], "score_max": [8.0], "headroom_bits": [5.0],
+                "entropy": [1.0], "entropy_ratio": None, "entropy_rest": None, "score_max": [8.0],
+                "dot_absmax": None, "headroom_bits": [5.0],
             },
         ],
     }  # fmt: skip
@@ -64,7 +66,15 @@ def test_a_head_that_was_not_measured_is_null_and_a_number_that_is_none_a_string
     line = line_of(Step(3, loss=math.nan, skipped=True), [Sample(3, "a", 0, 2, "score_max", math.inf)], 0.0)
     assert line["loss"] == "nan"
     assert line["skipped"] is True
-    assert line["attention"] == [{"layer": "a", "call": 0, "dtype": None, "score_max": [None, None, "inf"]}]
+    (call,) = line["attention"]
+    assert call["score_max"] == [None, None, "inf"]
+
+
+def test_calls_have_the_same_keys_whatever_was_measured_of_them() -> None:
+    fused = [Sample(50, "b", 0, 0, "entropy", 1.0, None)]
+    stored, unstored = line_of(STEP, [*samples(), *fused], 0.0)["attention"]
+    assert list(stored) == list(unstored)
+    assert (unstored["dtype"], unstored["headroom_bits"], unstored["entropy"]) == (None, None, [1.0])
 
 
 def test_a_file_of_lines_is_strict_json_and_truncated_at_the_start(tmp_path: Path) -> None:
@@ -104,7 +114,7 @@ def test_a_log_that_cannot_be_written_is_refused_at_once(tmp_path: Path, name: s
     with pytest.raises(UsageError) as refused:
         JsonLines(tmp_path / name)
     assert refused.value.problem.endswith(problem)
-    assert refused.value.remedy == "Give --log a file in a folder that can be written."
+    assert refused.value.remedy == "Give log (--log) a file in a folder that can be written."
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -147,6 +157,7 @@ def test_tensorboard_gets_the_step_the_extremes_and_each_head(tmp_path: Path) ->
     board = TensorBoard(tmp_path / "runs")
     board.write(line_of(STEP, samples(), 1.0))
     board.write(line_of(Step(100, loss=math.nan), samples(17), 2.0))
+    board.write(line_of(Step(150), [Sample(150, "fused", 0, 0, "entropy", 1.0, None)], 3.0))
     board.close()
     board.close()
     seen = drawn(tmp_path / "runs")
@@ -160,6 +171,9 @@ def test_tensorboard_gets_the_step_the_extremes_and_each_head(tmp_path: Path) ->
     # Seventeen heads are too many to draw each.
     assert seen[f"{at}/score_max/head_1"] == [(50, 9.0)]
     assert f"{at}/score_max/head_16" not in seen
+    assert [name for name in seen if "fused" in name] == [
+        "attention/fused/entropy_min", "attention/fused/entropy_mean", "attention/fused/entropy/head_0",
+    ]  # fmt: skip
 
 
 def test_without_the_package_the_user_learns_what_to_install(
@@ -168,7 +182,7 @@ def test_without_the_package_the_user_learns_what_to_install(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UsageError) as refused:
         TensorBoard(tmp_path)
-    assert refused.value.subject == "--tensorboard"
+    assert refused.value.subject == "tensorboard"
     assert refused.value.remedy == "Run pip install tensorboard."
 
 
@@ -179,6 +193,17 @@ def test_a_folder_for_tensorboard_that_is_a_file_is_refused_at_once(tmp_path: Pa
     with pytest.raises(UsageError) as refused:
         TensorBoard(tmp_path / "runs")
     assert refused.value.problem == "It cannot be written: file exists."
+
+
+def test_mistakes_in_the_arguments_of_a_watch_are_told_by_their_names(tmp_path: Path) -> None:
+    import attncli
+
+    with pytest.raises(UsageError, match=r"attncli\.watch: every is -1\.") as refused:
+        attncli.watch(every=-1)
+    assert refused.value.remedy == "Give a number of steps, or 0 to measure none."
+    with pytest.raises(UsageError) as refused:
+        attncli.watch(log=tmp_path / "missing" / "run.jsonl")
+    assert refused.value.remedy.startswith("Give log ")
 
 
 def test_writing_lines_needs_no_torch(tmp_path: Path) -> None:

@@ -57,13 +57,17 @@ def watch(
     """Watches the training that runs inside `with attncli.watch(model):`, at almost no cost.
 
     `model`, `optimizer`: whose updates are looked at; without them those of every optimiser. `every`: the attention
-    of one step in so many is measured (0: none). `log`: a file that gets one JSON line for each of these steps;
-    `tensorboard`: a folder for the same. `capsule`: a folder that a faulty step is written to. `on_fault`: "raise" ends
-    the training with a `TrainingFault`, before the bad update where it shows before; "continue" lets it go on, a
-    function is called with the report. `confirm`: whether causes are proved by repeating the step.
+    of one step in so many is measured (0: none); early warnings need six of them. `log`: a file that gets one JSON line
+    for each; `tensorboard`: a folder for the same. `capsule`: a folder that a faulty step is written to. `on_fault`:
+    "raise" ends the training with a `TrainingFault`, before the bad update where it shows before; "continue" lets it go
+    on, a function is called with the report. `confirm`: whether causes are proved by repeating the step.
 
     Nothing is left behind on exit. Errors: UsageError where a file cannot be written; `TrainingFault`.
     """
+    if every < 0:
+        raise UsageError(
+            "attncli.watch", f"every is {every}.", "Give a number of steps, or 0 to measure none."
+        )
     return Watch(
         source={"kind": "code", "path": type(model).__name__ if model is not None else "training"},
         wants=_wanted(model, optimizer),
@@ -238,10 +242,13 @@ class Watch:
         for finding in early_warnings(self._training(None)):
             key = (finding.code, finding.layer)
             if key not in self._told:
+                first = finding.code not in {code for code, _ in self._told}
                 self._told.add(key)
                 self.warnings.append(finding)
                 if self.monitor.processes.rank == 0:
-                    self.tell(f"step {step.number}: {finding.severity}: {finding.message} ({finding.code})")
+                    advice = f"\n  → {finding.advice}" if first and finding.advice else ""
+                    said = f"{finding.severity}: {finding.message} ({finding.code})"
+                    self.tell(f"step {step.number}: {said}{advice}")
 
     # --- the report -----------------------------------------------------------------------------------
 

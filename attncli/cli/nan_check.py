@@ -92,7 +92,8 @@ def nan_check(
     code 0 and the room that is left.
 
     Of a training script: it runs unchanged and is watched. A step that goes wrong is stopped before its update,
-    repeated and reported, with exit code 1; otherwise the exit code is the script's own.
+    repeated and reported, with exit code 1; otherwise the exit code is the script's own, or 3 where no training step
+    was seen.
     """
     script: Script | None = context.meta.get(SCRIPT)
     given = {

@@ -269,12 +269,13 @@ def summary(ran: Ran, report: Report) -> str:
         return "no optimiser step was seen, so nothing was watched"
     steps = f"{seen:,} step{'s' if seen != 1 else ''} watched".replace(",", " ")
     faults = training["faults"]
-    told = f"{faults} went wrong" if faults else "nothing went wrong"
+    found = sum(finding.severity == "warning" for finding in report.findings)
+    warnings = max(found, len(ran.watch.warnings))
+    told = f"{faults} went wrong" if faults else "nothing non-finite" if warnings else "nothing went wrong"
     others = len(ran.watch.monitor.elsewhere)
     told += (
         f"; what ran in {others} other thread{'s' if others != 1 else ''} was not watched" if others else ""
     )
-    warnings = len(ran.watch.warnings)
     return f"{steps}, {told}" + (f", {warnings} warning{'s' if warnings != 1 else ''}" if warnings else "")
 
 

@@ -35,7 +35,7 @@ class Watching:
             "--every",
             min=0,
             metavar="N",
-            help="Measure the attention of every Nth step (default 50; 0: never).",
+            help="Measure the attention of every Nth step (default 50; 0: never). Early warnings need 6 of them.",
             show_default=False,
             rich_help_panel=_PANEL,
         ),

@@ -60,6 +60,8 @@ def watch_and_report(script: Script, watching: Watching, reporting: Reporting, *
         judged = _finished(ends, report)
     else:
         judged = ends._replace(stdout=None).finish(report)
+        if judged == 1 and not (ran.watch is not None and ran.watch.monitor.failed):
+            _finished(ends, report)  # the exit code needs its reasons
     if ran.watch is not None and ran.watch.monitor.failed and not went_wrong:
         judged = 0  # a watch that broke down is no result of the script's
     if went_wrong and ends.stdout is None and not silent:

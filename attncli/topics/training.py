@@ -43,8 +43,9 @@ def watching() -> tuple[Block, ...]:
         ),
         Prose(
             "Scores of healthy models grow too, in their first hundreds of steps, and heads become sharp as "
-            "they learn. So a trend counts where the whole window, its recent half and its last quarter "
-            "show it, and a falling entropy where scores are large or the loss gains nothing by it."
+            "they learn. So a trend counts from the sixth sample on (step 300 with --every 50), where the "
+            "whole window, its recent half and its last quarter show it, and a falling entropy where scores "
+            "are large or the loss gains nothing by it."
         ),
     )
 
