@@ -110,6 +110,7 @@ def loop(request: pytest.FixtureRequest) -> Any:
             warnings.simplefilter("ignore")  # what the libraries say of loaders, loggers and themselves
             return LOOPS[request.param](*given, **settings)
 
+    quiet.name = request.param  # type: ignore[attr-defined]
     return quiet
 
 
@@ -121,6 +122,10 @@ def test_a_fault_ends_the_training_with_its_report(loop: Any, tmp_path: Path) ->
     fault = report.run["training"]["fault"]
     assert (fault["step"], fault["batch"]["index"]) == (BAD + 1, BAD)
     assert [(one.op, one.confirmed) for one in report.origins] == [("div", True)]
+    # As the checkpoint names it, also where the loop calls a part of the model alone.
+    prefix = {"lightning": "model.", "transformers": ""}[loop.name]
+    assert report.run["training"]["steps"][-1]["parameter"] in (f"{prefix}line.weight", f"{prefix}line.bias")
+    assert report.origins[0].module == prefix.rstrip(".")
     del caught, report
     import gc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from attncli.training.checks import is_sharded
 
 if TYPE_CHECKING:
     from attncli.training.monitor import Monitor
@@ -20,6 +23,8 @@ class Roots:
 
     def __init__(self) -> None:
         self.modules: list[weakref.ref[nn.Module]] = []
+        # The modules that were looked for, and what holds them.
+        self._holder: tuple[tuple[int, ...], weakref.ref[nn.Module] | None] = ((), None)
 
     def add(self, module: nn.Module) -> None:
         if not any(reference() is module for reference in self.modules):
@@ -27,10 +32,21 @@ class Roots:
             self.modules.append(weakref.ref(module))
 
     def models(self) -> list[nn.Module]:
-        """Those that are still there, without those that lie inside others."""
+        """Those that are still there, without those inside others; the one that holds them all, if any does."""
         found = [module for reference in self.modules if (module := reference()) is not None]
         inner = {id(child) for module in found for child in module.modules() if child is not module}
-        return [module for module in found if id(module) not in inner]
+        outer = [module for module in found if id(module) not in inner]
+        holder = self._holder_of(outer)
+        return [holder] if holder is not None else outer
+
+    def _holder_of(self, modules: Sequence[nn.Module]) -> nn.Module | None:
+        """A module that the script has at hand, and whose parts it calls: its names are those of the checkpoint."""
+        key = tuple(map(id, modules))
+        if self._holder[0] != key:
+            found = _holding(modules) if modules else None
+            self._holder = key, weakref.ref(found) if found is not None else None
+        reference = self._holder[1]
+        return reference() if reference is not None else None
 
     def called(self, modules: Sequence[nn.Module]) -> list[str]:
         """What the script calls these modules: the names of variables that hold them, or their classes."""
@@ -63,6 +79,23 @@ class Roots:
 
     def parameters(self) -> list[Tensor]:
         return [parameter for module in self.models() for parameter in module.parameters()]
+
+
+def _holding(modules: Sequence[nn.Module]) -> nn.Module | None:
+    """The smallest module that is alive and holds all of these as parts.
+
+    Found among all objects: what the variables of a running function hold cannot be read without keeping it alive.
+    """
+    if any(is_sharded(one) for module in modules for one in module.parameters()):
+        return None  # to put it together would copy whatever else it holds
+    wanted = {id(inside(module)) for module in modules}
+    best: tuple[int, nn.Module] | None = None
+    for value in gc.get_objects():
+        if nn.Module in type(value).__mro__ and id(value) not in wanted and vars(value).get("_modules"):
+            parts = {id(part) for part in value.modules()}
+            if wanted < parts and inside(value) is value and (best is None or len(parts) < best[0]):
+                best = len(parts), value
+    return best[1] if best is not None else None
 
 
 def model_of(monitor: Monitor) -> nn.Module | None:
