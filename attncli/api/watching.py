@@ -361,6 +361,7 @@ class Watch:
             or _script_line()
             or (_line(last.place) if last is not None and last.place is not None else None),
             None,
+            monitor.spoiled() if not sighting.is_updated else 0,
         )
 
     def _decided(self, report: Report) -> BaseException | None:

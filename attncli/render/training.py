@@ -152,6 +152,9 @@ def _rank(training: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
 def _update(training: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
     """Whether the update was made, and whether an earlier one has ruined the weights already."""
     words = _UPDATES[fault.get("withheld")]
+    spoiled = fault.get("spoiled")
+    if fault.get("withheld") and isinstance(spoiled, int) and spoiled:
+        return f"withheld, but {counted(spoiled, 'parameter')} {'were' if spoiled > 1 else 'was'} not finite already"
     thrown = [one for one in training.get("moved") or () if 0 < fault["step"] - one["step"] <= _ECHOES]
     if not fault.get("withheld") or not thrown:
         return words
