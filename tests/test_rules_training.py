@@ -586,3 +586,18 @@ def test_a_loss_falls_where_its_last_third_is_below_the_first_by_more_than_chanc
     assert falls_off([value - at / 100 for at, value in enumerate(noise)])
     assert not falls_off([3.0, 2.0, 1.0])
     assert not falls_off([1.0] * 9)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reproduced", "said"),
+    [
+        ("loss", None, "Repeat the step by hand"),
+        ("loss", False, "Make the run repeatable"),
+        ("parameter", None, "Look at what writes to gradients"),
+    ],
+)
+def test_a_step_without_an_origin_gets_the_advice_that_fits_its_reason(
+    seen: Any, reproduced: bool | None, said: str
+) -> None:
+    (found,) = judge(trained(fault=fault(seen=seen, reproduced=reproduced, why="some reason")))
+    assert found.advice.startswith(said)

@@ -151,7 +151,7 @@ def _not_explained(rule: Rule, observed: Observed) -> Iterator[Finding]:
     why = f" ({fault.why.strip().rstrip('.')})" if fault.why.strip() else ""
     yield rule.finding(
         f"Step {fault.step}: {symptom(fault)}; {again}{why}.",
-        advice=_OF_UPDATES if fault.seen == "parameter" or _was_written_late(fault) else None,
+        advice=_advice(fault),
         evidence={
             "step": fault.step,
             "seen": fault.seen,
@@ -162,6 +162,12 @@ def _not_explained(rule: Rule, observed: Observed) -> Iterator[Finding]:
             "rank": fault.rank,
         },
     )
+
+
+def _advice(fault: Fault) -> str | None:
+    if fault.seen == "parameter" or _was_written_late(fault):
+        return _OF_UPDATES
+    return _BY_HAND if fault.reproduced is None else None
 
 
 def _was_written_late(fault: Fault) -> bool:
@@ -184,6 +190,10 @@ def symptom(fault: Fault) -> str:
 _OF_UPDATES = (
     "Look at what writes to gradients between backward() and step(), and at the settings of the optimiser: a learning "
     "rate, eps or beta that is no number, or too small for the dtype."
+)
+_BY_HAND = (
+    "Repeat the step by hand: attncli.nan_check(model, step), where step(model) computes the loss of the batch that is "
+    "named here with the weights from before it."
 )
 # Where Megatron-LM (--min-loss-scale) and DeepSpeed (min_loss_scale) stop by default.
 _FLOOR = 1.0
