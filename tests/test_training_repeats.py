@@ -124,6 +124,55 @@ def test_what_is_not_made_again_is_said() -> None:
     assert not any("reaches nothing" in note for note in report.notes)
 
 
+def test_a_module_that_is_given_no_tensor_is_repeated() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.points = nn.Parameter(torch.ones(3))
+            self.register_buffer("divisor", torch.ones(3))
+
+        def forward(self) -> Tensor:
+            return (self.points / self.divisor).sum()  # points
+
+    model = Graph()
+
+    def loss_of(number: int) -> Tensor:
+        model.divisor.fill_(float(number != BAD))
+        return model()  # type: ignore[no-any-return]
+
+    assert_named(faulty(descent(model, loss_of), model), "division-by-zero", "points")
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+def test_what_a_function_of_the_user_s_own_made_in_a_module_is_made_again() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.inner(x)
+            self.doubled = Doubling.apply(h)
+            return h + self.doubled
+
+    model = Keeps()
+
+    def loss_of(number: int) -> Tensor:
+        out = model(torch.ones(2, 4)).pow(2).mean()
+        return out + (model.doubled.pow(2) * float(number != BAD)).mean().log()  # log
+
+    assert_named(faulty(descent(model, loss_of), model), "log-of-zero", "log")
+
+
 # --- writing in place ---------------------------------------------------------------------------------
 
 

@@ -106,7 +106,10 @@ class Program:
 
     entries: list[Entry] = field(default_factory=list)
     full: bool = False
+    # By identity of a tensor: it, its number, and how often it had been written to.
     _slots: dict[int, tuple[weakref.ref[Tensor], int, int]] = field(default_factory=dict)
+    # Which of them lie in the same memory.
+    _places: dict[Any, set[int]] = field(default_factory=dict)
     _next: int = 0
     # Bytes of tensors that only this program may hold.
     _held: int = 0
@@ -249,7 +252,7 @@ class Program:
                 return
         before = before or self._operands(entry.what, entry.args, entry.kwargs, entry.around.gradients)
         entry.args, entry.kwargs, entry.reads, given = before
-        if not given and not entry.reads and not entry.is_effect:
+        if not (given or entry.reads or entry.is_effect or isinstance(entry.what, nn.Module)):
             return  # made of no tensor, such as random numbers: it is given to the step like its batch
         made = (
             [output]
@@ -293,7 +296,7 @@ class Program:
 
     def _kept(self, tensor: Tensor, node: Any) -> int:
         """A new slot for a tensor that a module of this step made and kept to itself; 0 for others."""
-        number = node._sequence_nr()
+        number = _number(node)
         for entry in self.entries[self._older :]:
             if entry.span is not None and entry.span.begin <= number < entry.span.end:
                 slot = self._slot(tensor)
@@ -305,15 +308,14 @@ class Program:
 
     def _touched(self, written: Tensor) -> frozenset[int]:
         """Slots of other tensors in the same memory: they are known with what was written as well."""
-        memory = _memory(written)
         found = set()
-        for key, (reference, number, version) in list(self._slots.items()):
-            tensor = reference()
-            if tensor is None or tensor is written or _memory(tensor) != memory:
+        for key in self._places.get(_memory(written), ()):
+            known = self._slots.get(key)
+            tensor = known[0]() if known is not None else None
+            if known is None or tensor is None or tensor is written or known[2] != _version(tensor) - 1:
                 continue
-            if version == _version(tensor) - 1:
-                self._slots[key] = (reference, number, version + 1)
-                found.add(number)
+            self._slots[key] = (known[0], known[1], known[2] + 1)
+            found.add(known[1])
         return frozenset(found)
 
     def _slot(self, tensor: Tensor) -> int:
@@ -324,6 +326,7 @@ class Program:
         else:
             self._next += 1
             number = self._next
+            self._places.setdefault(_memory(tensor), set()).add(id(tensor))
         self._slots[id(tensor)] = (weakref.ref(tensor), number, _version(tensor))
         return number
 
@@ -341,6 +344,11 @@ class Program:
         self._slots = {
             key: one for key, one in self._slots.items() if one[0]() is not None and one[1] in known
         }
+        self._places = {}
+        for key, (reference, _, _) in self._slots.items():
+            tensor = reference()
+            if tensor is not None:
+                self._places.setdefault(_memory(tensor), set()).add(key)
 
 
 def span_begins() -> int:
@@ -358,6 +366,12 @@ def _node(tensor: Tensor) -> Any:
         return tensor.grad_fn
     except RuntimeError:  # a view that was written to under no_grad has no history that one may ask for
         return None
+
+
+def _number(node: Any) -> int:
+    """When a node of autograd's graph was made, among those of its thread; −1 where it does not say."""
+    number = getattr(node, "_sequence_nr", None)
+    return int(number()) if number is not None else -1
 
 
 def _memory(tensor: Tensor) -> Any:
@@ -455,7 +469,7 @@ class _Catching(TorchFunctionMode):
             node = _node(one) if isinstance(one, Tensor) else None
             if node is None:
                 continue
-            slot = self._slots.get((node._sequence_nr() - self._begin, one.output_nr))
+            slot = self._slots.get((_number(node) - self._begin, one.output_nr))
             if slot is not None:
                 self._found[slot] = one
         return result
