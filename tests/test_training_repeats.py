@@ -227,6 +227,70 @@ def test_weights_that_are_written_through_views_leave_the_watch_on(edit: str) ->
     assert_named(faulty(descent(model, loss_of), model), "log-of-zero", "log")
 
 
+def test_running_statistics_that_a_bad_batch_wrote_to_are_put_back() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    before: dict[str, Tensor] = {}
+
+    def loss_of(number: int) -> Tensor:
+        if number == BAD:
+            before.update({name: value.clone() for name, value in model.state_dict().items()})
+        x = torch.ones(3, 4) * torch.arange(3)[:, None]
+        x[1, 2] = math.nan if number == BAD else 0.0
+        return model(x).pow(2).mean()  # type: ignore[no-any-return]
+
+    faulty(descent(model, loss_of), model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_number_that_goes_through_python_is_followed_to_the_line_where_it_left() -> None:
+    model = nn.Linear(4, 1)
+
+    def loss_of(number: int) -> Tensor:
+        first, second = model(torch.ones(2, 4)).pow(2)
+        other = (second * 0 / (0.0 if number == BAD else 1.0)).sum()
+        weight = other.item()  # handed
+        return (first * (1 + weight)).sum()
+
+    report = faulty(descent(model, loss_of), model)
+    (note,) = [note for note in report.notes if "handed NaN to Python" in note]
+    file, _, line = note.partition(" handed")[0].rpartition(":")
+    import linecache
+
+    assert linecache.getline(file, int(line)).rstrip().endswith("# handed")
+
+
+# --- micro-batches ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+@pytest.mark.parametrize("shows", ["loss", "gradient"])
+def test_of_several_micro_batches_the_bad_one_is_named(bad: int, shows: str) -> None:
+    torch.manual_seed(0)
+    data = torch.rand(24, 4) + 0.5
+    at = 4 * 3 + bad  # in the fourth step of four batches of one sample
+    data[at] = 0.0
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+
+    def train() -> None:
+        for number, (x,) in enumerate(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data))):
+            out = model(x).pow(2).sum()
+            loss = (1 / out.detach() if shows == "loss" else 1.0) * out + out.sqrt()  # divided
+            loss.backward()
+            if number % 4 == 3:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    report = faulty(train)
+    fault = report.run["training"]["fault"]
+    assert (fault["step"], fault["seen"]) == (4, shows)
+    assert (fault["batch"]["index"], list(fault["batch"]["items"])) == (at, [at])
+    first = report.origins[0]
+    assert (first.phase, first.cause) == (
+        ("forward", "division-by-zero") if shows == "loss" else ("backward", "singular-gradient")
+    )
+
+
 # --- other weights, other optimisers ------------------------------------------------------------------
 
 

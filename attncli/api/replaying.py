@@ -84,6 +84,35 @@ def replayed(
     return Replayed(None, why, model, notes)
 
 
+def bad_pass(monitor: Monitor) -> list[Any]:
+    """Of a step of several backward passes: what the first was given whose gradients are bad; empty if none is told."""
+    from attncli.trace.rewind import random_states
+    from attncli.training.checks import bad
+    from attncli.training.models import inside, unrepeatable, without_gradients
+    from attncli.training.program import repeat
+
+    passes = monitor.program.passes()
+    if len(passes) < 2 or monitor.program.full or monitor.processes.world > 1:
+        return []
+    for entries in passes:
+        called = [entry.what for entry in entries]
+        if unrepeatable(called) is not None:
+            return []
+        with ExitStack() as stack:
+            stack.enter_context(monitor.silent())
+            for put_back in random_states():
+                stack.callback(put_back)
+            stack.enter_context(without_gradients([*monitor.roots.models(), *called]))
+            stack.enter_context(monitor.buffers.as_then())
+            try:
+                repeat(entries, inside)
+            except Exception:  # noqa: BLE001 - what cannot be repeated tells nothing
+                return []
+            if any(p.grad is not None and bad(p.grad) for p in monitor.roots.parameters()):
+                return [one.tensor for one in monitor.program.given(entries)]
+    return []
+
+
 # --- the two kinds of repetition ----------------------------------------------------------------------
 
 
@@ -166,6 +195,8 @@ def _update(
     settings = ", ".join(dict.fromkeys(bad_settings(optimizer)))
     why = "" if found.origins else "repeated on the same gradients, the update gave finite numbers"
     why = f"its optimiser has {settings}" if settings and not found.origins else why
+    if settings:
+        found = found._replace(origins=tuple(_blamed(one, settings) for one in found.origins))
     return Replayed(found, why, model, (f"the optimiser has {settings}",) if settings else ())
 
 
@@ -183,6 +214,15 @@ def _is_another(monitor: Monitor, sighting: Sighting, found: Found) -> bool:
     if sighting.seen != "gradient" or monitor.scales_loss or loss is None or not math.isfinite(loss):
         return False
     return any(bad(one) for one in flat(found.result) if hasattr(one, "untyped_storage"))
+
+
+def _blamed(origin: Any, settings: str) -> Any:
+    """An origin that only says that a number of the code is NaN, with the setting that it comes from."""
+    from dataclasses import replace
+
+    return (
+        replace(origin, message=f"the optimiser has {settings}") if origin.cause == "written-nan" else origin
+    )
 
 
 def _alone(stack: ExitStack, monitor: Monitor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -315,10 +315,19 @@ class Watch:
             },
             notes=(
                 *self._bad_outputs,
+                *(self._handed(origins) if fault is not None else ()),
                 *(again.notes if again is not None else ()),
                 *(found.notes if found is not None else ()),
             ),
         )
+
+    def _handed(self, origins: Sequence[Origin]) -> Iterator[str]:
+        """Where numbers left for Python and may have come back: behind such a line nothing can be followed."""
+        if not any(one.cause in ("written-nan", "unexplained") for one in origins) and origins:
+            return
+        for place, value in self.monitor.functions.handed[:1]:
+            words = "NaN" if value != value else "Inf"
+            yield f"{_line(place)} handed {words} to Python; where it comes back, its origin lies before that line"
 
     def _judged(self, observed: Observed) -> tuple[Finding, ...]:
         """The findings, with the warnings that were given while it ran and are no trend any more."""
@@ -344,7 +353,7 @@ class Watch:
     def _fault(self, sighting: Sighting, again: Replayed) -> Fault:
         monitor = self.monitor
         names = monitor.roots.names()
-        batch = sighting.batch or monitor.loaders.of([one.tensor for one in monitor.program.given()])
+        batch = sighting.batch or self._batch(sighting)
         if batch is None and monitor.loaders.recent:
             batch = monitor.loaders.recent[-1] if len(monitor.loaders.recent) == 1 else None
         last = monitor.program.entries[-1] if monitor.program.entries else None
@@ -364,7 +373,25 @@ class Watch:
             monitor.spoiled() if not sighting.is_updated else 0,
         )
 
+    def _batch(self, sighting: Sighting) -> Any:
+        """The batch that the bad step, or of several backward passes the bad one, was given."""
+        from attncli.api.replaying import bad_pass
+
+        program, loaders = self.monitor.program, self.monitor.loaders
+        # Gradients show late which of the micro-batches before them was bad.
+        given = bad_pass(self.monitor) if sighting.seen in ("gradient", "loss scale") else []
+        found = loaders.of(given) if given else None
+        found = found or loaders.of([one.tensor for one in program.given()])
+        return found or loaders.of([one.tensor for one in program.given(program.entries)])
+
     def _decided(self, report: Report) -> BaseException | None:
+        """What is raised in the script. Where that ends it, buffers are as they were before the step as well."""
+        error = self._raised(report)
+        if error is not None and report.run is not None and report.run["training"]["fault"]["withheld"]:
+            self.monitor.buffers.put_back()
+        return error
+
+    def _raised(self, report: Report) -> BaseException | None:
         if self.on_fault == "continue":
             return None
         if self.on_fault == "raise":

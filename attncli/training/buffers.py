@@ -19,6 +19,7 @@ class Buffers:
         self._known: dict[int, tuple[weakref.ref[nn.Module], list[Tensor]]] = {}
         self._versions: dict[int, int] = {}
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
+        self._always: list[tuple[Tensor, Tensor]] = []
 
     def before(self, module: nn.Module, *, first: bool) -> None:
         """A module is about to be called. `first`: for the first time in this step."""
@@ -27,6 +28,12 @@ class Buffers:
         known = self._known.get(id(module))
         if known is None or known[0]() is not module:
             known = self._known[id(module)] = (weakref.ref(module), list(module.buffers()))
+            for buffer in _running(module):
+                self._values[id(buffer)] = (buffer, torch.empty_like(buffer))
+                self._always.append(self._values[id(buffer)])
+        if self._always:
+            with torch.no_grad():
+                torch._foreach_copy_([copy for _, copy in self._always], [one for one, _ in self._always])
         for buffer in known[1]:
             version = buffer._version
             if self._versions.setdefault(id(buffer), version) != version:
@@ -39,6 +46,10 @@ class Buffers:
         with unwritten(one for _, buffers in self._known.values() for one in buffers):
             _write(list(self._values.values()))
             yield
+
+    def put_back(self) -> None:
+        """The buffers as they were when the step began, for good."""
+        _write(list(self._values.values()))
 
 
 class Inputs:
@@ -67,6 +78,13 @@ class Inputs:
             self._writers.append(weakref.ref(module))
         copies = {id(tensor): copy for tensor, _, copy in written if copy is not None}
         return tuple(copies.get(id(one), one) for one in args)
+
+
+def _running(module: nn.Module) -> Iterator[Tensor]:
+    """The statistics of normalisations, which their kernels write to without counting it as a write."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            yield from (one for one in part._buffers.values() if one is not None)
 
 
 @contextmanager

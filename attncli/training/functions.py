@@ -6,6 +6,7 @@ modes, so that modes which the script enters and leaves meanwhile meet as they w
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ class Functions(TorchFunctionMode):
         self.program, self.broken = program, broken
         self.is_open = False
         self.failed: tuple[Any, Any, Any, tuple[str, int] | None] | None = None
+        # Where this step handed a number to Python that is not finite, and the number.
+        self.handed: list[tuple[tuple[str, int], float]] = []
 
     def open(self) -> None:
         if self.program.is_hopeless:
@@ -75,6 +78,8 @@ class Functions(TorchFunctionMode):
             self.failed = (func, args, kwargs, place())
             raise
         try:
+            if isinstance(result, float) and not math.isfinite(result) and (line := place()) is not None:
+                self.handed.append((line, result))
             if self.is_open and _tells(func, result):
                 written = args[0] if result is None else result
                 self.program.function_called(func, args, kwargs, written, random, before)

@@ -396,6 +396,7 @@ class Monitor(Guard):
         self._spoiled = self._spoiled and (skipped or self._faulty == self.step)
         self._skips = self._skips if skipped else 0
         self._now = _Now()
+        self.functions.handed.clear()
         self.functions.failed = None  # an error that the script has caught; its tensors are let go
         self.program.step_ended()
         # What is done to a batch before a module gets it, and models without modules, are a part of the next step.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -208,9 +208,22 @@ class Program:
         """Whether step after step is more than is kept, so that nothing needs to be written down."""
         return self._full_steps >= _FULL_STEPS
 
-    def given(self) -> Iterator[Given]:
-        """The tensors that the needed entries were handed from outside."""
-        for entry in self.needed():
+    def passes(self) -> list[list[Entry]]:
+        """For each backward pass of the step the entries that it depends on, with it."""
+        found = []
+        for at, entry in enumerate(self.entries):
+            if entry.is_backward:
+                wanted, kept = set(entry.reads), [entry]
+                for one in reversed(self.entries[:at]):
+                    if not one.is_effect and wanted & one.gives:
+                        wanted |= one.reads
+                        kept.append(one)
+                found.append(kept[::-1])
+        return found
+
+    def given(self, entries: Iterable[Entry] | None = None) -> Iterator[Given]:
+        """The tensors that the needed entries, or these, were handed from outside."""
+        for entry in self.needed() if entries is None else entries:
             yield from (one for one in flat((entry.args, entry.kwargs)) if isinstance(one, Given))
 
     def first_given(self) -> Iterator[list[Tensor]]:
@@ -405,7 +418,7 @@ def is_cut(entry: Entry) -> bool:
 def repeat(
     entries: list[Entry], stand_in: Callable[[nn.Module], nn.Module] = lambda module: module
 ) -> tuple[Tensor, ...]:
-    """Runs the entries again; what the last backward pass began at, or the last outputs.
+    """Runs the entries again; what its backward passes began at, or the last outputs.
 
     `stand_in`: the module to be called in place of another: the one inside a wrapper that talks to other processes.
     Errors: `UnseenError` where gradients would flow into what was not seen; whatever the entries raise.
@@ -417,9 +430,8 @@ def repeat(
         kwargs = _restored(entry.kwargs, values)
         what = stand_in(entry.what) if isinstance(entry.what, nn.Module) else entry.what
         if entry.is_backward:
-            shown = tuple(
-                one for one in flat(args[0] if args else kwargs["tensors"]) if isinstance(one, Tensor)
-            )
+            roots = flat(args[0] if args else kwargs["tensors"])
+            shown = (*shown, *(one for one in roots if isinstance(one, Tensor)))
         if entry.weights:
             args, weights = args
             what = functools.partial(torch.func.functional_call, what, weights)
@@ -433,8 +445,8 @@ def repeat(
         returned = args[0] if result is None and args and not entry.is_effect else result
         made = [one for one in flat(returned) if isinstance(one, Tensor)]
         values.update(zip(entry.outputs, made, strict=False))
-        if not entry.is_backward and made:
-            shown = tuple(made) if not any(one.is_backward for one in entries) else shown
+        if not entry.is_backward and made and not any(one.is_backward for one in entries):
+            shown = tuple(made)
     return shown
 
 
