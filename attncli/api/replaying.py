@@ -37,7 +37,7 @@ def replayed(
     `whole`: the model with all its parameters, where this process holds a part of each alone.
     """
     from attncli.training.models import inside, model_of, unrepeatable
-    from attncli.training.program import UnseenError
+    from attncli.training.repeating import UnseenError
 
     model = whole.model if whole is not None else model_of(monitor)
 
@@ -89,7 +89,7 @@ def bad_pass(monitor: Monitor) -> list[Any]:
     from attncli.trace.rewind import random_states
     from attncli.training.checks import bad
     from attncli.training.models import inside, unrepeatable, without_gradients
-    from attncli.training.program import repeat
+    from attncli.training.repeating import repeat
 
     passes = monitor.program.passes()
     if len(passes) < 2 or monitor.program.full or monitor.processes.world > 1:
@@ -131,7 +131,7 @@ def _found(
     from attncli.trace.rewind import random_states
     from attncli.trace.steps import Before
     from attncli.training.models import without_gradients
-    from attncli.training.program import repeat
+    from attncli.training.repeating import repeat
 
     def step(_: Any) -> Any:
         shown = repeat(list(entries), stand_in)
@@ -235,7 +235,7 @@ def _alone(stack: ExitStack, monitor: Monitor) -> None:
 
 def _without_cuts(entries: Sequence[Entry]) -> list[Entry]:
     """What can be repeated of a step part of which was not seen: everything that does not depend on that part."""
-    from attncli.training.program import is_cut
+    from attncli.training.repeating import is_cut
 
     lost: set[int] = set()
     kept: list[Entry] = []
