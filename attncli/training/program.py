@@ -65,7 +65,8 @@ class Entry:
     """One call. `outputs`: the slots of the tensors that it returned; `place`: file and line of the user's.
 
     `touches`: slots of tensors whose memory it wrote to through another tensor. `span`, `kept`: of modules, by slot.
-    `weights`: by name, where a module was called with others than its own.
+    `writes`: its first argument is written to. `has_weights`: `args` are those of a module and the weights, by name,
+    that it was called with in place of its own.
     """
 
     what: Any
@@ -76,12 +77,11 @@ class Entry:
     outputs: tuple[int, ...] = ()
     made: list[weakref.ref[Tensor]] = field(default_factory=list)
     reads: frozenset[int] = frozenset()
-    # Its first argument is written to.
     writes: bool = False
     touches: frozenset[int] = frozenset()
     span: Span | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
-    weights: Any = None
+    has_weights: bool = False
 
     @property
     def gives(self) -> set[int]:
@@ -131,9 +131,7 @@ class Program:
         """`span`: see `Span`; `weights`: all it was called with, where they were not its own."""
         self._has_module = True
         given = (args, dict(weights)) if weights else args
-        entry = Entry(module, given, kwargs, around, place(), span=span)
-        if weights:
-            entry.weights = True
+        entry = Entry(module, given, kwargs, around, place(), span=span, has_weights=bool(weights))
         self._add(entry, output)
         self._bounded()
 

@@ -40,7 +40,7 @@ def repeat(
         if entry.is_backward:
             roots = flat(args[0] if args else kwargs["tensors"])
             shown = (*shown, *(one for one in roots if isinstance(one, Tensor)))
-        if entry.weights:
+        if entry.has_weights:
             args, weights = args
             what = functools.partial(torch.func.functional_call, what, weights)
             args, kwargs = (tuple(args), dict(kwargs)), {}
